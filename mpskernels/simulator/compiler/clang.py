@@ -1,0 +1,179 @@
+"""Runs clang: preprocessing, compiling for the host, linking a metallib."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import struct
+import subprocess
+import tempfile
+import zlib
+from pathlib import Path
+
+from .errors import CompileError
+from .rewrite import rewrite
+
+SIMULATOR = Path(__file__).resolve().parent.parent
+MSL = SIMULATOR / "msl"
+STDS = {"metal3.0": 300, "metal3.1": 310, "metal3.2": 320}
+ABI_VERSION = 1  # MPSK_ABI_VERSION of device/abi.h
+_TRAILER = struct.Struct("<8sIIQ")
+
+# Metal's math modes (MSL 1.6.3), as flags of clang.
+MATH_MODES = {
+    "fast": [
+        "-ffp-contract=fast",
+        "-ffinite-math-only",
+        "-fno-signed-zeros",
+        "-fassociative-math",
+        "-freciprocal-math",
+        "-fno-trapping-math",
+        "-D__MPSK_MATH_MODE_FAST__=1",
+    ],
+    "relaxed": [
+        "-ffp-contract=fast",
+        "-fno-signed-zeros",
+        "-fassociative-math",
+        "-freciprocal-math",
+        "-fno-trapping-math",
+        "-D__MPSK_MATH_MODE_RELAXED__=1",
+    ],
+    "safe": ["-ffp-contract=on"],
+}
+
+_LANGUAGE = [
+    *("-x", "clcpp", "-cl-std=clc++2021", "-cl-no-stdinc", "-cl-single-precision-constant"),
+    *("-Xclang", "-cl-ext=+all,-cl_khr_fp64,-__opencl_c_fp64", "-fdeclspec"),
+    *("-Xclang", "-ffloat16-excess-precision=none"),
+]
+_CODE = [
+    *("-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-fwrapv"),
+    # A division that would trap on the host becomes a fault with its source position.
+    "-fsanitize=integer-divide-by-zero",
+]
+_WARNINGS = ["-Wno-c++17-extensions", "-Wno-unused", "-Wno-unknown-attributes", "-Wno-pass-failed", "-Wno-psabi"]
+
+
+@functools.cache
+def _tool(name: str) -> str:
+    for candidate in (f"{name}-19", name):
+        if path := shutil.which(candidate):
+            return path
+    raise CompileError(f"the simulator's compiler needs {name}-19: install it with `apt-get install {name}-19 lld-19`")
+
+
+@functools.cache
+def target() -> str:
+    """The processor that kernels are compiled for: the newest level that this one has."""
+    if platform.machine() == "aarch64":
+        return "armv8-a"
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split())
+    except OSError:
+        flags = set()
+    return "x86-64-v3" if {"avx2", "fma", "f16c", "bmi2"} <= flags else "x86-64-v2"
+
+
+def _run(command: list[str], **options) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    if done.returncode:
+        raise CompileError(done.stderr.strip() or f"{command[0]} failed with status {done.returncode}")
+    return done.stdout
+
+
+def _flags(math_mode: str) -> list[str]:
+    machine = f"{platform.machine()}-unknown-linux-gnu"
+    return [*_LANGUAGE, *_CODE, "-target", machine, f"-march={target()}", *MATH_MODES[math_mode]]
+
+
+def _headers() -> list[Path]:
+    return sorted([*(MSL / "mpsk").glob("*.h"), SIMULATOR / "device" / "abi.h"])
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "mpskernels"
+
+
+def precompiled_header(math_mode: str) -> Path:
+    """The precompiled `msl/mpsk/all.h`, made where it is missing. Named by what it was made from, so it never goes stale."""
+    flags = _flags(math_mode)
+    digest = hashlib.sha256("\0".join([*flags, _tool("clang++")]).encode())
+    for header in _headers():
+        digest.update(header.read_bytes())
+    try:
+        folder = _cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        folder = Path(tempfile.gettempdir())
+    pch = folder / f"msl-{digest.hexdigest()[:20]}.pch"
+    if not pch.exists():
+        handle, scratch = tempfile.mkstemp(dir=folder, suffix=".pch")
+        os.close(handle)
+        try:
+            source = str(MSL / "mpsk" / "all.h")
+            # The time of the headers is not checked: an installation may rewrite it.
+            check = ["-Xclang", "-fno-pch-timestamp", "-Xclang", "-fvalidate-ast-input-files-content"]
+            _run([_tool("clang++"), *flags, *check, *_WARNINGS, "-Xclang", "-emit-pch", "-c", source, "-o", scratch])
+            os.replace(scratch, pch)  # two processes may do this at once
+        finally:
+            Path(scratch).unlink(missing_ok=True)
+    return pch
+
+
+def preprocess(source: Path, includes: list[Path], std: str, depfile: Path | None = None, name: str = "") -> str:
+    """The source with includes and macros expanded; Metal's own headers contribute only their macros."""
+    version = STDS[std]
+    command = [_tool("clang++"), "-E", "-x", "c++", "-std=c++17", "-undef", "-nostdinc", "-nostdinc++"]
+    command += [f"-D__METAL_VERSION__={version}", "-D__METAL__=1", "-D__METAL_MACOS__=1", "-D__AIR64__=1"]
+    command += ["-isystem", str(MSL), *(f"-I{path}" for path in includes)]
+    if depfile:
+        command += ["-MD", "-MF", str(depfile), "-MT", str(depfile.with_suffix(".o"))]
+    if name:
+        # From a string: messages speak of the name that the caller gave.
+        text = f'#line 1 "{name}"\n' + source.read_text()
+        return _run([*command, f"-I{source.parent}", "-"], input=text)
+    return _run([*command, str(source)])
+
+
+def compile_object(
+    source: Path,
+    output: Path,
+    *,
+    includes: list[Path] = (),
+    std: str = "metal3.1",
+    math_mode: str = "fast",
+    depfile: Path | None = None,
+    name: str = "",
+) -> None:
+    """Compiles one .metal file to an object file. `name` stands for the file in messages."""
+    if std not in STDS:
+        raise CompileError(f"unknown language version {std!r}: one of {', '.join(STDS)}")
+    if math_mode not in MATH_MODES:
+        raise CompileError(f"unknown math mode {math_mode!r}: one of {', '.join(MATH_MODES)}")
+    text = rewrite(preprocess(source, list(includes), std, depfile, name), std)
+    if keep := os.environ.get("MPSK_KEEP_REWRITTEN"):
+        Path(keep).mkdir(parents=True, exist_ok=True)
+        (Path(keep) / f"{source.stem}.cl").write_text(text)
+    command = [_tool("clang++"), *_flags(math_mode), *_WARNINGS, "-include-pch", str(precompiled_header(math_mode))]
+    _run([*command, "-Xclang", "-fno-pch-timestamp", "-c", "-", "-o", str(output)], input=text)
+
+
+def link(objects: list[Path], output: Path, *, std: str = "metal3.1", math_mode: str = "fast") -> None:
+    """Links objects to a metallib: a shared object with a table of kernels, then a checksum."""
+    with tempfile.TemporaryDirectory(dir=output.parent) as folder:
+        header, shared = Path(folder) / "header.o", Path(folder) / "metallib.so"
+        command = [_tool("clang++"), "-x", "c++", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-I", str(SIMULATOR)]
+        command += [f"-DMPSK_MSL_VERSION={STDS[std]}", f'-DMPSK_MATH_MODE="{math_mode}"', f'-DMPSK_TARGET="{target()}"']
+        _run([*command, "-c", str(Path(__file__).parent / "metallib.cpp"), "-o", str(header)])
+        linker = ["-shared", "-fuse-ld=lld", "-nostartfiles", "-nostdlib", "-Wl,-z,nodelete"]
+        _run([_tool("clang++"), *linker, str(header), *map(str, objects), "-o", str(shared), "-lm", "-lgcc"])
+        code = shared.read_bytes()
+        trailer = _TRAILER.pack(b"MPSKEND\0", ABI_VERSION, zlib.crc32(code), len(code))
+        finished = Path(folder) / "finished"
+        finished.write_bytes(code + trailer)
+        finished.chmod(0o644)
+        os.replace(finished, output)

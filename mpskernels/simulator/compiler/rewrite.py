@@ -1,0 +1,869 @@
+"""Turns preprocessed Metal source into C++ for OpenCL that clang compiles for the host.
+
+Clang's C++ for OpenCL has Metal's address spaces, but not all of its grammar. What differs is rewritten on tokens, in place, so
+that every line keeps its number:
+
+- `[[...]]` attributes are read and removed; a table of kernels and their arguments is appended;
+- `template [[host_name("x")]] kernel ...` becomes a plain explicit instantiation;
+- function constants become variables that the device sets before a launch;
+- program-scope `constant` objects become objects that clang can place, and references to them;
+- `threadgroup` declarations in kernels become references into the threadgroup's memory;
+- literals with the suffixes h and bf become conversions.
+
+What Metal refuses and this clang would take is refused here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from .errors import CompileError
+from .lexer import Token, tokenize
+
+ADDRESS_SPACES = {"device", "constant", "threadgroup", "thread"}
+# Attribute -> how the table's entry function computes it from a thread `t`.
+_POSITIONS = {
+    "thread_position_in_grid": "t->position_in_grid",
+    "thread_position_in_threadgroup": "t->position_in_threadgroup",
+    "threadgroup_position_in_grid": "t->group->position",
+    "threads_per_grid": "t->group->grid->threads",
+    "grid_size": "t->group->grid->threads",
+    "grid_origin": "mpsk_size{0, 0, 0}",
+    "threads_per_threadgroup": "t->group->threads",
+    "dispatch_threads_per_threadgroup": "t->group->grid->dispatch_threads_per_threadgroup",
+    "threadgroups_per_grid": "t->group->grid->threadgroups",
+}
+_INDICES = {
+    "thread_index_in_threadgroup": "t->index_in_threadgroup",
+    "thread_index_in_simdgroup": "t->lane",
+    "simdgroup_index_in_threadgroup": "t->simdgroup",
+    "simdgroups_per_threadgroup": "t->group->simdgroups",
+    "dispatch_simdgroups_per_threadgroup": "t->group->dispatch_simdgroups",
+    "threads_per_simdgroup": "MPSK_SIMD_WIDTH",
+    "thread_execution_width": "MPSK_SIMD_WIDTH",
+    "thread_index_in_quadgroup": "t->lane % 4",
+    "quadgroup_index_in_threadgroup": "t->index_in_threadgroup / 4",
+    "quadgroups_per_threadgroup": "(t->group->threads.x * t->group->threads.y * t->group->threads.z + 3) / 4",
+}
+_ARGUMENT_ATTRIBUTES = {"buffer", "threadgroup", "function_constant", "maybe_unused"}
+_REFUSED_WORDS = {
+    "new": "operator new",
+    "delete": "operator delete",
+    "throw": "exceptions",
+    "try": "exceptions",
+    "catch": "exceptions",
+    "goto": "goto",
+    "typeid": "typeid",
+    "dynamic_cast": "dynamic_cast",
+    "thread_local": "thread_local",
+    "register": "register",
+    "asm": "inline assembly",
+    "__asm": "inline assembly",
+    "__asm__": "inline assembly",
+    "virtual": "virtual functions",
+    "double": "double",
+}
+_BUILTIN_TYPES = (
+    {"bool", "char", "uchar", "short", "ushort", "int", "uint", "long", "ulong", "half", "bfloat", "float", "void"}
+    | {"unsigned", "signed", "size_t", "ptrdiff_t", "int8_t", "uint8_t", "int16_t", "uint16_t", "int32_t", "uint32_t"}
+    | {"int64_t", "uint64_t"}
+    | {
+        f"{scalar}{n}"
+        for scalar in (
+            "bool char uchar short ushort int uint long ulong half bfloat float".split()
+            + [f"packed_{s}" for s in "char uchar short ushort int uint long half bfloat float".split()]
+        )
+        for n in (2, 3, 4)
+    }
+)
+_OPEN = {"(": ")", "[": "]", "[[": "]]", "{": "}"}
+_HALF_LITERAL = re.compile(r"(?i)^((?:\d[\d']*\.?\d*|\.\d+)(?:e[+-]?\d+)?)(bf|h)$")
+
+
+@dataclass
+class Attribute:
+    name: str
+    argument: str  # between its parentheses
+
+
+@dataclass
+class Parameter:
+    name: str
+    type: str
+    attributes: list[Attribute]
+    token: Token  # its first
+    threadgroup: bool
+
+
+@dataclass
+class Kernel:
+    name: str  # qualified with namespaces
+    parameters: list[Parameter]
+    token: Token
+    body: tuple[int, int]  # token indices of { and }
+    is_template: bool
+    max_threads: str = "0"
+    host_names: list[tuple[str, str, Token]] = field(default_factory=list)  # name, C++ expression, where
+
+
+@dataclass
+class Constant:
+    name: str
+    type: str
+    index: str
+
+
+class Rewriter:
+    """One translation unit. `result()` gives the rewritten text."""
+
+    def __init__(self, text: str, std: str = "metal3.1"):
+        self.text = text
+        self.version = float(std.removeprefix("metal"))
+        self.tokens = tokenize(text)
+        self.match = self._match_brackets()
+        self.edits: list[tuple[int, int, str]] = []
+        self.kernels: dict[str, Kernel] = {}
+        self.constants: dict[str, Constant] = {}
+        self.derived: dict[str, set[str]] = {}  # derived constant -> names in its initialiser
+        self.uses: dict[str, set[str]] = {}  # program-scope name -> identifiers in its definition
+        self.type_names = set(_BUILTIN_TYPES) | self._declared_types()
+        self.template_parameters = self._template_parameters()
+
+    # --- helpers ---------------------------------------------------------------------------------------------------
+
+    def error(self, token: Token, message: str) -> CompileError:
+        return CompileError(f"{token.file}:{token.line}: error: {message}")
+
+    def _match_brackets(self) -> dict[int, int]:
+        """Index of each opening bracket's closing one, and back."""
+        match: dict[int, int] = {}
+        stack: list[int] = []
+        for i, token in enumerate(self.tokens):
+            if token.kind != "punct":
+                continue
+            if token.text in _OPEN:
+                stack.append(i)
+            elif token.text in _OPEN.values():
+                if not stack or _OPEN[self.tokens[stack[-1]].text] != token.text:
+                    raise self.error(token, f"unbalanced '{token.text}'")
+                match[stack[-1]] = i
+                match[i] = stack.pop()
+        if stack:
+            raise self.error(self.tokens[stack[-1]], f"'{self.tokens[stack[-1]].text}' is never closed")
+        return match
+
+    def _text(self, begin: int, end: int) -> str:
+        """Source of the tokens [begin, end), without attributes, on one line."""
+        parts: list[str] = []
+        i = begin
+        while i < end:
+            if self.tokens[i].text == "[[":
+                i = self.match[i] + 1
+                continue
+            if literal := self._literal(self.tokens[i]):
+                parts.append(literal)
+            else:
+                parts.append(self.tokens[i].text)
+            i += 1
+        return " ".join(parts)
+
+    def _edit(self, begin: int, end: int, replacement: str) -> None:
+        """Replaces the tokens [begin, end), keeping the number of lines."""
+        start, stop = self.tokens[begin].start, self.tokens[end - 1].end
+        lines = self.text[start:stop].count("\n") - replacement.count("\n")
+        self.edits.append((start, stop, replacement + "\n" * max(lines, 0)))
+
+    def _skip_template_arguments(self, i: int, end: int) -> int:
+        """`i` is at `<`: the index after its `>`."""
+        depth = 0
+        while i < end:
+            text = self.tokens[i].text
+            if text in ("(", "[", "{", "[["):
+                i = self.match[i]
+            elif text == "<":
+                depth += 1
+            elif text == ">":
+                depth -= 1
+                if depth == 0:
+                    return i + 1
+            elif text == ";":
+                break
+            i += 1
+        raise self.error(self.tokens[min(i, end - 1)], "template argument list is never closed")
+
+    def _attributes(self, begin: int, end: int) -> list[Attribute]:
+        """All attributes among the tokens [begin, end)."""
+        found: list[Attribute] = []
+        i = begin
+        while i < end:
+            if self.tokens[i].text != "[[":
+                i += 1
+                continue
+            close = self.match[i]
+            j = i + 1
+            while j < close:
+                if self.tokens[j].kind == "name":
+                    name, argument = self.tokens[j].text, ""
+                    if self.tokens[j + 1].text == "::":
+                        j += 2
+                        name += "::" + self.tokens[j].text
+                    if self.tokens[j + 1].text == "(":
+                        argument = self._text(j + 2, self.match[j + 1])
+                        j = self.match[j + 1]
+                    found.append(Attribute(name, argument))
+                j += 1
+            i = close + 1
+        return found
+
+    def _declared_types(self) -> set[str]:
+        """Names that this source declares as types."""
+        names: set[str] = set()
+        tokens = self.tokens
+        for i, token in enumerate(tokens[:-2]):
+            if token.text in ("struct", "class", "union", "enum", "using") and tokens[i + 1].kind == "name":
+                j = i + 1
+                if tokens[j].text in ("class", "struct", "namespace"):
+                    j += 1
+                names.add(tokens[j].text)
+            elif token.text == "typedef":
+                j = i
+                while tokens[j].text != ";" and j + 1 < len(tokens):
+                    j = self.match[j] + 1 if tokens[j].text in _OPEN else j + 1
+                if tokens[j - 1].kind == "name":
+                    names.add(tokens[j - 1].text)
+        return names
+
+    def _template_parameters(self) -> set[str]:
+        names: set[str] = set()
+        for i, token in enumerate(self.tokens[:-1]):
+            if token.text in ("typename", "class") and self.tokens[i - 1].text in ("<", ",") and i:
+                if self.tokens[i + 1].kind == "name":
+                    names.add(self.tokens[i + 1].text)
+        return names
+
+    # --- program scope ----------------------------------------------------------------------------------------------
+
+    def _statements(self, begin: int, end: int) -> Iterator[tuple[int, int, int | None]]:
+        """Declarations among [begin, end): first token, end, and the index of the `{` of a body."""
+        i = begin
+        while i < end:
+            start, body = i, None
+            while i < end:
+                text = self.tokens[i].text
+                if text == ";":
+                    i += 1
+                    break
+                if text == "{":
+                    previous = self.tokens[i - 1].text if i > start else ""
+                    opened, i = i, self.match[i] + 1
+                    head = {t.text for t in self.tokens[start:opened]}
+                    initialiser = previous in ("=", ",") or (
+                        "=" in head and not head & {"struct", "union", "class", "enum", "operator", "namespace"}
+                        and "(" not in head
+                    )
+                    if initialiser:
+                        continue
+                    body = opened
+                    is_type = head & {"struct", "union", "class", "enum"} and "(" not in {
+                        t.text for t in self._outside_templates(start, opened)
+                    }
+                    if is_type or (i < end and self.tokens[i].text == ";"):
+                        while i < end and self.tokens[i - 1].text != ";":
+                            i = self.match[i] + 1 if self.tokens[i].text in _OPEN else i + 1
+                    break
+                i = self.match[i] + 1 if text in _OPEN else i + 1
+            yield start, i, body
+
+    def _outside_templates(self, begin: int, end: int) -> list[Token]:
+        """Tokens of [begin, end) without a leading `template <...>` and attributes."""
+        i, kept = begin, []
+        while i < end:
+            if self.tokens[i].text == "template" and self.tokens[i + 1].text == "<":
+                i = self._skip_template_arguments(i + 1, end)
+            elif self.tokens[i].text in ("[[", "__attribute__"):
+                i = self.match[i if self.tokens[i].text == "[[" else i + 1] + 1
+            else:
+                kept.append(self.tokens[i])
+                i += 1
+        return kept
+
+    def _program_scope(self, begin: int, end: int, namespace: str) -> None:
+        for start, stop, body in self._statements(begin, end):
+            head = self._outside_templates(start, body if body is not None else stop)
+            words = [t.text for t in head]
+            if not words or words == [";"]:
+                continue
+            if words[0] in ("namespace", "inline") and "namespace" in words[:2] and body is not None:
+                name = "".join(words[words.index("namespace") + 1 :])
+                self._program_scope(body + 1, self.match[body], f"{namespace}{name}::" if name else namespace)
+                continue
+            if words[0] == "extern" and body is not None and len(head) == 2:
+                self._program_scope(body + 1, self.match[body], namespace)
+                continue
+            attributes = self._attributes(start, body if body is not None else stop)
+            identifiers = {t.text for t in self.tokens[start:stop] if t.kind == "name"}
+            is_kernel = "kernel" in words or any(a.name == "kernel" for a in attributes)
+            if is_kernel or any(a.name == "host_name" for a in attributes):
+                if words[0] == "template" and body is None:
+                    self._instantiation(start, stop, attributes, namespace)
+                elif is_kernel:
+                    self._kernel(start, stop, body, attributes, namespace)
+            elif "constant" in words and "(" not in words[: words.index("=") if "=" in words else None] and body is None:
+                self._constant(start, stop, attributes, words)
+            elif words[0] not in ADDRESS_SPACES and body is None and self._is_variable(words):
+                raise self.error(self.tokens[start], "a program-scope variable must be in the constant address space")
+            elif words[0] in ("device", "threadgroup", "thread") and body is None and "(" not in words:
+                raise self.error(self.tokens[start], "a program-scope variable must be in the constant address space")
+            for name in self._defined_names(head, body is not None):
+                self.uses.setdefault(name, set()).update(identifiers)
+
+    @staticmethod
+    def _is_variable(words: list[str]) -> bool:
+        if set(words) & {"using", "typedef", "struct", "class", "union", "enum", "template", "friend", "static_assert"}:
+            return False
+        if words[0].startswith("_Pragma") or "operator" in words or "extern" in words:
+            return False
+        cut = words.index("=") if "=" in words else len(words)
+        return "(" not in words[:cut] and len(words) >= 3
+
+    @staticmethod
+    def _defined_names(head: list[Token], has_body: bool) -> list[str]:
+        """Names that a declaration introduces, roughly: those before its first parenthesis, brace, `=` or `;`."""
+        names: list[str] = []
+        for token in head:
+            if token.text in ("(", "{", "=", ";"):
+                break
+            if token.kind == "name":
+                names.append(token.text)
+        return names[-2:] if has_body else names[-1:]
+
+    def _constant(self, start: int, stop: int, attributes: list[Attribute], words: list[str]) -> None:
+        """A program-scope variable in the constant address space."""
+        tokens = self.tokens
+        marked = [a for a in attributes if a.name == "function_constant"]
+        i = start
+        equals = next((k for k in range(start, stop) if tokens[k].text == "="), None)
+        limit = equals if equals is not None else stop - 1
+        end_of_name = limit
+        while end_of_name > i and (tokens[end_of_name - 1].text in ("]", "]]")):
+            end_of_name = self.match[end_of_name - 1]
+        if equals is None and tokens[end_of_name - 1].text == "}":  # constant float a[] {1, 2}
+            equals = self.match[end_of_name - 1]
+            end_of_name = equals
+            while tokens[end_of_name - 1].text == "]":
+                end_of_name = self.match[end_of_name - 1]
+        name_token = tokens[end_of_name - 1]
+        if name_token.kind != "name":
+            raise self.error(tokens[start], "cannot read this declaration in the constant address space")
+        name = name_token.text
+        dropped = {"constant", "const", "static", "constexpr", "inline"}
+        type_text = self._text_without(start, end_of_name - 1, dropped)
+        if marked:
+            if equals is not None:
+                raise self.error(name_token, f"function constant '{name}' cannot have an initialiser")
+            self.constants[name] = Constant(name, type_text, marked[0].argument)
+            self._edit(start, stop, f"static {type_text} {name}; static bool mpsk_defined_{name};")
+            return
+        if equals is None:
+            raise self.error(name_token, f"'{name}' in the constant address space needs an initialiser")
+        extents = self._text(end_of_name, equals) if tokens[end_of_name].text == "[" else ""
+        initialiser_begin = equals + 1 if tokens[equals].text == "=" else equals
+        used = {t.text for t in tokens[initialiser_begin:stop] if t.kind == "name"}
+        if used & (self.constants.keys() | self.derived.keys()):
+            self.derived[name] = used
+            value = self._text(initialiser_begin, stop - 1)
+            value = re.sub(r"is_function_constant_defined \( (\w+) \)", r"mpsk_defined_\1", value)
+            self._edit(
+                start,
+                stop,
+                f"static {type_text} {name}; static void mpsk_derive_{name}() {{ {name} = {value}; }}",
+            )
+            return
+        value = self._text(initialiser_begin, stop - 1)
+        integral = not extents and set(type_text.split()) <= _BUILTIN_TYPES - {"half", "bfloat", "float", "void"}
+        if "constexpr" in words or integral:
+            if not extents:
+                self._edit(start, stop, f"static constexpr {type_text} {name} = {value};")
+                return
+        self._edit(
+            start,
+            stop,
+            f"static const {type_text} mpsk_object_{name} {extents} = {value}; "
+            f"static auto& {name} = mpsk::as_constant(mpsk_object_{name});",
+        )
+
+    def _text_without(self, begin: int, end: int, dropped: set[str]) -> str:
+        return " ".join(part for part in self._text(begin, end).split() if part not in dropped)
+
+    def _kernel(
+        self, start: int, stop: int, body: int | None, attributes: list[Attribute], namespace: str
+    ) -> None:
+        tokens = self.tokens
+        is_template = tokens[start].text == "template"
+        i = start
+        if is_template:
+            i = self._skip_template_arguments(i + 1, stop)
+        specialisation = is_template and tokens[start + 2].text == ">"
+        open_paren = i
+        while tokens[open_paren].text != "(" or tokens[open_paren - 1].text in ("__attribute__", "alignas"):
+            if tokens[open_paren].text in ("[[", "("):
+                open_paren = self.match[open_paren]
+            elif open_paren + 1 >= stop:
+                raise self.error(tokens[start], "'kernel' needs a function")
+            open_paren += 1
+        close_paren = self.match[open_paren]
+        name_index = open_paren - 1
+        if tokens[name_index].text == ">":  # a specialisation: k<float>
+            name_index -= 1
+            while tokens[name_index].text != "<":
+                name_index -= 1
+            name_index -= 1
+        name_token = tokens[name_index]
+        return_type = {t.text for t in self._outside_templates(i, name_index)} - {"kernel", "inline", "static"}
+        if return_type != {"void"}:
+            raise self.error(name_token, f"kernel '{name_token.text}' must return void")
+        for k in range(i, name_index):
+            if tokens[k].text in ("kernel", "static"):
+                self._edit(k, k + 1, "")
+        # Into its entry function, by which the device recognises the kernel's threadgroup memory.
+        inlined = f"{'inline' if is_template else 'static'} __attribute__((always_inline)) "
+        self.edits.append((name_token.start, name_token.start, inlined))
+        if body is None:
+            return  # a declaration
+        qualified = namespace + name_token.text
+        parameters = self._parameters(open_paren + 1, close_paren)
+        kernel = Kernel(qualified, parameters, name_token, (body, self.match[body]), is_template and not specialisation)
+        for attribute in attributes:
+            if attribute.name == "max_total_threads_per_threadgroup":
+                kernel.max_threads = attribute.argument
+        if specialisation:
+            target = self.kernels.get(qualified)
+            expression = namespace + self._text(name_index, open_paren)
+            for attribute in attributes:
+                if attribute.name == "host_name" and target:
+                    target.host_names.append((attribute.argument, expression, name_token))
+        else:
+            if qualified in self.kernels:
+                raise self.error(name_token, f"kernel '{qualified}' cannot be overloaded")
+            self.kernels[qualified] = kernel
+            if not is_template:
+                named = [a.argument for a in attributes if a.name == "host_name"]
+                kernel.host_names.append((named[0] if named else f'"{qualified}"', qualified, name_token))
+        self._threadgroup_declarations(body)
+
+    def _parameters(self, begin: int, end: int) -> list[Parameter]:
+        parameters: list[Parameter] = []
+        i = begin
+        while i < end:
+            start = i
+            while i < end and self.tokens[i].text != ",":
+                if self.tokens[i].text in _OPEN:
+                    i = self.match[i] + 1
+                elif self.tokens[i].text == "<":
+                    i = self._skip_template_arguments(i, end)
+                else:
+                    i += 1
+            words = self._outside_templates(start, i)
+            if [w.text for w in words] not in ([], ["void"]):
+                names = [k for k, t in enumerate(words) if t.kind == "name"]
+                last = names[-1]
+                if self.tokens[start].text == "[[":
+                    last = names[-1]
+                type_text = " ".join(t.text for t in words[:last])
+                parameters.append(
+                    Parameter(
+                        words[last].text,
+                        type_text,
+                        self._attributes(start, i),
+                        words[0],
+                        any(w.text == "threadgroup" for w in words[:last]),
+                    )
+                )
+            i += 1
+        return parameters
+
+    def _instantiation(self, start: int, stop: int, attributes: list[Attribute], namespace: str) -> None:
+        """template [[host_name("x")]] kernel void k<float>(...);   or   ... decltype(k<float>) k<float>;"""
+        tokens = self.tokens
+        names = [a.argument for a in attributes if a.name == "host_name"]
+        i = start + 1
+        # The declarator: the last `name <...>` (or plain name) before the parameter list or the end.
+        declarator = None
+        while i < stop:
+            text = tokens[i].text
+            if text in ("[[", "(", "{"):
+                if text == "(" and tokens[i - 1].text != "decltype":
+                    break
+                i = self.match[i] + 1
+            elif tokens[i].kind == "name" and text not in ("kernel", "void", "decltype"):
+                declarator = i
+                i += 1
+                while i < stop and tokens[i].text == "::":
+                    i += 2
+                if i < stop and tokens[i].text == "<":
+                    i = self._skip_template_arguments(i, stop)
+            elif text == ";":
+                break
+            else:
+                i += 1
+        if declarator is None:
+            raise self.error(tokens[start], "cannot read this kernel instantiation")
+        for k in range(start, stop):
+            if tokens[k].text == "kernel" and tokens[k - 1].text not in ("[[", ","):
+                self._edit(k, k + 1, "")
+        # A declaration checks as much, and emits nothing beside the entry function.
+        self.edits.append((tokens[start].start, tokens[start].start, "extern "))
+        expression = self._text(declarator, i)
+        base = expression.split("<")[0].replace(" ", "")
+        kernel = self.kernels.get(namespace + base) or self.kernels.get(base)
+        if kernel is None:
+            raise self.error(tokens[declarator], f"'{base}' is not a kernel template")
+        qualified = expression if kernel.name == base else namespace + expression
+        for name in names:
+            kernel.host_names.append((name, qualified, tokens[declarator]))
+
+    # --- inside functions -------------------------------------------------------------------------------------------
+
+    def _declaration_end(self, i: int) -> int:
+        while self.tokens[i].text != ";":
+            i = self.match[i] + 1 if self.tokens[i].text in _OPEN else i + 1
+        return i
+
+    def _threadgroup_declarations(self, body: int) -> None:
+        """Memory that a kernel declares for its threadgroup."""
+        tokens, number = self.tokens, 0
+        for i in range(body + 1, self.match[body]):
+            if tokens[i].text != "threadgroup" or not self._starts_statement(i):
+                continue
+            end = self._declaration_end(i)
+            begin, align = i + 1, "0"
+            first = i
+            while tokens[first - 1].text == ")" and tokens[self.match[first - 1] - 1].text == "alignas":
+                align = self._text(self.match[first - 1] + 1, first - 1)
+                first = self.match[first - 1] - 1
+            if tokens[begin].text == "alignas":
+                align = self._text(begin + 2, self.match[begin + 1])
+                begin = self.match[begin + 1] + 1
+            # The type: names, :: and template arguments, up to the declared name.
+            k = begin
+            while True:
+                if tokens[k].text == "<":
+                    k = self._skip_template_arguments(k, end)
+                elif tokens[k].text == "(":
+                    k = self.match[k] + 1
+                elif tokens[k].text in ("*", "&", ";", ",", "=", "["):
+                    break
+                else:
+                    k += 1
+            if tokens[k].text in ("*", "&"):
+                continue  # a pointer or reference, which is a variable of the thread
+            name_index = k - 1
+            type_text = self._text(begin, name_index)
+            replacement = ""
+            while name_index < end:
+                k = name_index + 1
+                while tokens[k].text == "[":
+                    k = self.match[k] + 1
+                if tokens[k].text == "=" or tokens[k].text == "{":
+                    raise self.error(tokens[k], "threadgroup memory cannot be initialised")
+                name, extents = tokens[name_index].text, self._text(name_index + 1, k)
+                replacement += (
+                    f"threadgroup auto& {name} = mpsk::threadgroup_memory<{number}, {align}, {type_text} {extents}>(); "
+                )
+                number += 1
+                name_index = k + 1
+            self._edit(first, end + 1, replacement)
+
+    def _starts_statement(self, i: int) -> bool:
+        k = i - 1
+        while self.tokens[k].text == ")" and self.tokens[self.match[k] - 1].text == "alignas":
+            k = self.match[k] - 2
+        return self.tokens[k].text in (";", "{", "}", ":")
+
+    def _literal(self, token: Token) -> str | None:
+        if token.kind == "number" and (literal := _HALF_LITERAL.match(token.text)):
+            digits, suffix = literal[1], literal[2].lower()
+            number = digits if re.search(r"[.eE]", digits) else digits + ".0"
+            return f"{'half' if suffix == 'h' else 'bfloat'}({number}f)"
+        return None
+
+    def _everywhere(self) -> None:
+        """What is the same in every place: literals, attributes, qualified methods, refused words."""
+        tokens = self.tokens
+        bodies = self._function_bodies()
+        kernel_bodies = [k.body for k in self.kernels.values()]
+        depth_end: list[int] = []
+        for i, token in enumerate(tokens):
+            while depth_end and i >= depth_end[-1]:
+                depth_end.pop()
+            if i in bodies:
+                depth_end.append(self.match[i])
+            text, following = token.text, tokens[i + 1].text if i + 1 < len(tokens) else ""
+            if literal := self._literal(token):
+                self._edit(i, i + 1, literal)
+            elif text == "[[":
+                self._edit(i, self.match[i] + 1, "")
+            elif text in _REFUSED_WORDS and tokens[i - 1].text != "::" and tokens[i - 1].text != ".":
+                if not (text == "delete" and tokens[i - 1].text == "="):
+                    raise self.error(token, f"{_REFUSED_WORDS[text]} is not supported in Metal")
+            elif text == "long" and following == "long":
+                raise self.error(token, "'long long' is not supported in Metal")
+            elif text == "is_function_constant_defined" and following == "(":
+                name = tokens[i + 2].text
+                if name not in self.constants:
+                    raise self.error(token, f"'{name}' is not a function constant")
+                self._edit(i, self.match[i + 1] + 1, f"mpsk_defined_{name}")
+            elif text == "thread" and tokens[i - 1].text in (")", "const") and following in ("{", ";", ":", "const", "->"):
+                if tokens[i - 1].text == ")" or tokens[i - 2].text == ")":
+                    self._edit(i, i + 1, "")
+            elif text in ("*", "&", "&&") and i:
+                self._check_pointer(i)
+            elif text == "static" and depth_end and not self._in_type(i, depth_end[-1]):
+                end = self._declaration_end(i)
+                if not any(t.text == "constant" for t in tokens[i:end]):
+                    raise self.error(token, "a static variable in a function must be in the constant address space")
+            elif text == "constant" and self._is_object_in_constant(i, bool(depth_end)):
+                self._local_constant(i)
+            elif text == "threadgroup" and depth_end and self._starts_statement(i):
+                in_kernel = any(begin < i < end for begin, end in kernel_bodies)
+                end = self._declaration_end(i)
+                if not in_kernel and not any(t.text in ("*", "&", "(") for t in tokens[i:end]):
+                    raise self.error(token, "threadgroup memory can only be declared in a kernel")
+            elif text == "[" and self.version < 3.2 and self._is_lambda(i):
+                raise self.error(token, "lambdas need Metal 3.2")
+
+    def _function_bodies(self) -> set[int]:
+        """Indices of `{` that open the body of a function."""
+        found: set[int] = set()
+        for i, token in enumerate(self.tokens):
+            if token.text != "{" or i == 0:
+                continue
+            k = i - 1
+            while k > 0 and (self.tokens[k].text in ADDRESS_SPACES or self.tokens[k].text in ("const", "noexcept")):
+                k -= 1
+            if self.tokens[k].text == ")" and self.tokens[self.match[k] - 1].text not in (
+                "if",
+                "for",
+                "while",
+                "switch",
+                "alignas",
+                "constexpr",
+            ):
+                found.add(i)
+        return found
+
+    def _in_type(self, i: int, function_end: int) -> bool:
+        """Whether token i is directly in a struct that is declared inside a function."""
+        k = i - 1
+        while k > 0:
+            text = self.tokens[k].text
+            if text in _OPEN.values():
+                k = self.match[k] - 1
+                continue
+            if text == "{":
+                head = k - 1
+                while head > 0 and self.tokens[head].text not in (";", "{", "}", ")"):
+                    head -= 1
+                return any(t.text in ("struct", "class", "union") for t in self.tokens[head:k])
+            k -= 1
+        return False
+
+    def _is_object_in_constant(self, i: int, in_function: bool) -> bool:
+        """Whether `constant` at i declares an object (not a pointer) in a struct or function."""
+        k = i - 1
+        while k > 0 and self.tokens[k].text in ("static", "constexpr", "const", "inline"):
+            k -= 1
+        if self.tokens[k].text not in (";", "{", "}", ":", ")"):
+            return False
+        if not any(t.text in ("static", "constexpr") for t in self.tokens[k + 1 : i + 3]):
+            return False
+        for t in self.tokens[i:]:
+            if t.text in ("*", "&", "("):
+                return False
+            if t.text in ("=", ";", "{"):
+                return True
+        return False
+
+    def _local_constant(self, i: int) -> None:
+        # At program scope _constant() replaced the whole declaration; an edit inside another is dropped in result().
+        self._edit(i, i + 1, "const" if not any(t.text == "constexpr" for t in self.tokens[i - 3 : i + 3]) else "")
+
+    def _is_lambda(self, i: int) -> bool:
+        before, after = self.tokens[i - 1], self.tokens[self.match[i] + 1]
+        if before.text == "operator" or before.kind in ("number", "string"):
+            return False
+        starts = before.text in ("=", "(", ",", "{", ";", "}", "return", "&&", "||", "?", ":")
+        return starts and after.text in ("(", "{")
+
+    def _check_pointer(self, i: int) -> None:
+        """Every pointer and reference needs an address space."""
+        tokens = self.tokens
+        k = i - 1
+        if tokens[k].text == "const":
+            k -= 1
+        if tokens[k].text == ">":
+            depth = 0
+            while k >= 0:
+                depth += {">": 1, "<": -1}.get(tokens[k].text, 0)
+                k -= 1
+                if depth == 0 or tokens[k].text in (";", "{", "}"):
+                    break
+            if depth or tokens[k].text not in self.type_names | {"vec", "packed_vec", "matrix", "simdgroup_matrix"}:
+                return
+        elif tokens[k].text not in self.type_names:
+            return
+        if tokens[k].text in self.template_parameters:
+            return
+        if tokens[k - 1].text in ("operator", "."):
+            return
+        # Back over the other specifiers of the declaration.
+        while k >= 0 and (tokens[k].kind == "name" or tokens[k].text in ("::", ">", "<", "]]")):
+            if tokens[k].text in ADDRESS_SPACES or tokens[k].text.startswith("coherent"):
+                return
+            if tokens[k].text in ("return", "sizeof", "case", "template"):
+                return
+            k = self.match[k] - 1 if tokens[k].text == "]]" else k - 1
+        if k >= 0 and tokens[k].text == ")" and tokens[self.match[k] - 1].text == "coherent":
+            return
+        following = tokens[i + 1]
+        if following.kind == "number" or following.text == "(" and tokens[i].text != "&":
+            return
+        what = "pointer" if tokens[i].text == "*" else "reference"
+        raise self.error(tokens[i], f"{what} type must have an address space (device, constant, threadgroup or thread)")
+
+    # --- the table of kernels -----------------------------------------------------------------------------------------
+
+    def _closure(self, names: set[str]) -> set[str]:
+        """All program-scope names that `names` lead to."""
+        seen: set[str] = set()
+        todo = list(names)
+        while todo:
+            name = todo.pop()
+            if name in seen:
+                continue
+            seen.add(name)
+            todo.extend(self.uses.get(name, ()))
+            todo.extend(self.derived.get(name, ()))
+        return seen
+
+    def _table(self) -> str:
+        """Code that describes constants and kernels to the device."""
+        lines = ["\nnamespace {"]
+        for constant in self.constants.values():
+            lines.append(
+                f'__attribute__((section("mpsk_constants"), used)) const mpsk_constant mpsk_constant_{constant.name} = '
+                f'{{"{constant.name}", "{constant.type}", {constant.index}, sizeof({constant.name}), '
+                f"{str(self._only_guarded(constant.name)).lower()}, "
+                f"(void*)&{constant.name}, &mpsk_defined_{constant.name}}};"
+            )
+        for name in self.derived:
+            lines.append(
+                f'__attribute__((section("mpsk_derived"), used)) const mpsk_derive mpsk_derived_{name} = '
+                f"&mpsk_derive_{name};"
+            )
+        number = 0
+        for kernel in self.kernels.values():
+            reached = self._closure({t.text for t in self.tokens[kernel.body[0] : kernel.body[1]] if t.kind == "name"})
+            for parameter in kernel.parameters:
+                for attribute in parameter.attributes:
+                    if attribute.name == "function_constant":
+                        reached |= self._closure({attribute.argument})
+            constants = [name for name in self.constants if name in reached]
+            for host_name, expression, token in kernel.host_names:
+                lines += self._entry(number, kernel, host_name, expression, token, constants)
+                number += 1
+        lines.append("}")
+        return "\n".join(lines) + "\n"
+
+    def _only_guarded(self, name: str) -> bool:
+        """Whether the source asks if the constant is defined, which makes a value optional."""
+        tokens = self.tokens
+        return any(
+            t.text == "is_function_constant_defined" and tokens[i + 2].text == name for i, t in enumerate(tokens[:-2])
+        )
+
+    def _entry(
+        self, number: int, kernel: Kernel, host_name: str, expression: str, token: Token, constants: list[str]
+    ) -> list[str]:
+        """One row of the table: the argument types a0, a1, ..., what is checked of them, and the function that binds them."""
+        count = len(kernel.parameters)
+        calls: list[str] = []
+        explicit: list[str] = []
+        positions: list[str] = []
+        lines = [
+            f"namespace mpsk_entry_{number} {{",
+            f'#line {token.line} "{token.file}"',
+            f"using type = decltype({expression});",
+        ]
+        for i, parameter in enumerate(kernel.parameters):
+            by_name = {a.name: a.argument for a in parameter.attributes}
+            position = next((n for n in by_name if n in _POSITIONS), None)
+            index = next((n for n in by_name if n in _INDICES), None)
+            for name in by_name.keys() - _POSITIONS.keys() - _INDICES.keys() - _ARGUMENT_ATTRIBUTES:
+                raise self.error(parameter.token, f"attribute '{name}' is not supported on a kernel argument")
+            slot = by_name.get("threadgroup" if parameter.threadgroup else "buffer")
+            explicit.append(f"int({slot})" if slot else "-1")
+            lines += [
+                f'#line {parameter.token.line} "{parameter.token.file}"',
+                f"using t{i} = mpsk::signature<type>::argument<{i}>; using a{i} = mpsk::argument_traits<t{i}>;",
+            ]
+            if position:
+                calls.append(f"mpsk::position_builtin<t{i}>({_POSITIONS[position]})")
+                positions.append(f"mpsk::builtin_traits<t{i}>::components")
+            elif index:
+                calls.append(f"mpsk::index_builtin<t{i}>({_INDICES[index]})")
+            else:
+                calls.append(f"a{i}::bind(slots[{i}])")
+                lines.append(
+                    f'static_assert(a{i}::kind != mpsk_argument_builtin, "kernel argument \'{parameter.name}\' must be a '
+                    f'pointer or reference in device, constant or threadgroup, or have a position or index attribute");'
+                )
+        slots = ", ".join(f"mpsk::slot<a{i}::kind, {index}>()" for i, index in enumerate(explicit))
+        # One line, so that a refusal names the line of the instantiation.
+        lines += [
+            f'#line {token.line} "{token.file}"',
+            f"constexpr auto numbers = mpsk::number_arguments({slots}); "
+            f"static_assert(numbers.valid, \"kernel '{kernel.name}' has two arguments of one index, or an index that is not in "
+            f'0..30"); static_assert(mpsk::same_components<{", ".join(positions)}>(), "the position and size attributes of '
+            f"kernel '{kernel.name}' must all have the same number of components\");",
+            f"void run(const mpsk_thread* t, void* const* slots) {{ {expression}({', '.join(calls)}); }}",
+            "const mpsk_argument arguments[] = {",
+        ]
+        for i, parameter in enumerate(kernel.parameters):
+            enabled = next((a.argument for a in parameter.attributes if a.name == "function_constant"), None)
+            type_text = parameter.type.replace('"', "'")
+            lines.append(
+                f'{{"{parameter.name}", "{type_text}", a{i}::kind, numbers.index[{i}], a{i}::size, a{i}::align, '
+                f"a{i}::is_const, a{i}::is_reference, {'&' + enabled if enabled else '0'}}},"
+            )
+        uses = "".join(f"&mpsk_constant_{name}, " for name in constants)
+        lines += [
+            "{}};",
+            f"const mpsk_constant* const constants[] = {{{uses}0}};",
+            '__attribute__((section("mpsk_kernels"), used)) const mpsk_kernel row = {',
+            f'{host_name}, "{kernel.token.file}", {kernel.token.line}, {count}, arguments, unsigned({kernel.max_threads}), '
+            f"{len(constants)}, constants, &run}};",
+            "}",
+        ]
+        return lines
+
+    def result(self) -> str:
+        self._program_scope(0, len(self.tokens), "")
+        self._everywhere()
+        pieces: list[str] = []
+        position = 0
+        # An edit that lies inside an earlier, larger one is part of what that one replaced.
+        for start, end, replacement in sorted(self.edits, key=lambda e: (e[0], -e[1])):
+            if start < position:
+                continue
+            pieces += [self.text[position:start], replacement]
+            position = end
+        pieces.append(self.text[position:])
+        return "".join(pieces) + self._table()
+
+
+def rewrite(text: str, std: str = "metal3.1") -> str:
+    """Rewrites preprocessed Metal source for clang. Raises CompileError for what Metal refuses."""
+    return Rewriter(text, std).result()

@@ -1,0 +1,143 @@
+// What a compiled metallib and the software device agree on. Included by the MSL headers (C++ for OpenCL) and by the
+// device (C++20), so it uses only what both accept. A change here is a new MPSK_ABI_VERSION.
+#pragma once
+
+#define MPSK_ABI_VERSION 1u
+#define MPSK_SIMD_WIDTH 32u
+#define MPSK_MAX_BUFFERS 31u
+#define MPSK_MAX_THREADGROUP_BYTES 32768u
+#define MPSK_MAX_THREADS_PER_THREADGROUP 1024u
+// Threads run on stacks of this size, a power of two, each aligned to it; above where a stack begins lies a pointer to its
+// mpsk_thread, so that the running thread is found from any address on its stack. Lanes touch the same places of their
+// stacks one after the other: were these at the same offset in a page, they would share a few sets of the host's caches, so
+// that offset differs from stack to stack.
+#define MPSK_STACK_BYTES 262144ul
+#define MPSK_STACK_COLOURS 32ul
+#define MPSK_STACK_COLOUR_BYTES 128ul
+#define MPSK_THREAD_SLOT(address)                                  \
+  (((address) | (MPSK_STACK_BYTES - 1)) - (sizeof(void*) - 1) - \
+   (address) / MPSK_STACK_BYTES % MPSK_STACK_COLOURS * MPSK_STACK_COLOUR_BYTES)
+
+// String literals have an address space of their own in kernels.
+#ifdef __OPENCL_CPP_VERSION__
+#pragma OPENCL EXTENSION __cl_clang_function_pointers : enable
+typedef const __constant char* mpsk_text;
+#else
+typedef const char* mpsk_text;
+#endif
+
+struct mpsk_size {
+  unsigned x, y, z;
+};
+
+// The same for every thread of a dispatch.
+struct mpsk_grid {
+  mpsk_size threads;                         // threads_per_grid
+  mpsk_size threadgroups;                    // threadgroups_per_grid
+  mpsk_size dispatch_threads_per_threadgroup; // as asked for; edge threadgroups may have fewer
+};
+
+// The same for every thread of a threadgroup.
+struct mpsk_group {
+  const mpsk_grid* grid;
+  mpsk_size position;                 // threadgroup_position_in_grid
+  mpsk_size threads;                  // threads_per_threadgroup, the actual number
+  unsigned simdgroups;                // simdgroups_per_threadgroup
+  unsigned dispatch_simdgroups;       // dispatch_simdgroups_per_threadgroup
+  unsigned char* threadgroup_memory;  // static declarations first, then the [[threadgroup(n)]] arguments
+  const unsigned* static_offsets;     // static declaration id -> byte offset
+};
+
+// What one thread knows of itself. The device keeps more behind it.
+struct mpsk_thread {
+  const mpsk_group* group;
+  mpsk_size position_in_grid;
+  mpsk_size position_in_threadgroup;
+  unsigned index_in_threadgroup;
+  unsigned lane;       // thread_index_in_simdgroup
+  unsigned simdgroup;  // simdgroup_index_in_threadgroup
+};
+
+enum mpsk_argument_kind {
+  mpsk_argument_device = 0,
+  mpsk_argument_constant = 1,
+  mpsk_argument_threadgroup = 2,
+  mpsk_argument_builtin = 3,
+};
+
+struct mpsk_argument {
+  mpsk_text name;
+  mpsk_text type;        // as written in the source
+  unsigned kind;           // mpsk_argument_kind
+  unsigned index;          // buffer or threadgroup slot; unused for a builtin
+  unsigned element_size;   // bytes of the pointee
+  unsigned element_align;  // required alignment of the pointer in bytes
+  unsigned is_const;       // pointee is const: the kernel cannot write through it
+  unsigned is_reference;   // needs at least element_size bytes
+  const bool* enabled;     // [[function_constant(name)]]: bound only where the constant is true; null: always
+};
+
+struct mpsk_constant;
+
+typedef void (*mpsk_entry)(const mpsk_thread* thread, void* const* slots);  // slots[i]: the memory of arguments[i]
+typedef void (*mpsk_derive)();
+
+// One [[host_name]] instantiation or plain kernel. Entries live in the section "mpsk_kernels".
+struct mpsk_kernel {
+  mpsk_text name;
+  mpsk_text file;
+  unsigned line;
+  unsigned argument_count;
+  const mpsk_argument* arguments;
+  unsigned max_total_threads;  // [[max_total_threads_per_threadgroup(n)]], or 0
+  unsigned constant_count;
+  const mpsk_constant* const* constants;  // the function constants that it uses, directly or through others
+  mpsk_entry entry;
+};
+
+// A function constant. Entries live in the section "mpsk_constants". The device writes `value` and `defined`, then calls
+// every entry of the section "mpsk_derived" (void (*)()), which recomputes constants that are derived from others.
+struct mpsk_constant {
+  mpsk_text name;
+  mpsk_text type;  // bool, char, uchar, short, ushort, int, uint, long, ulong, half, bfloat, float, or a vector of them
+  unsigned index;
+  unsigned size;  // bytes
+  bool optional;  // every use is guarded by is_function_constant_defined
+  void* value;
+  bool* defined;
+};
+
+// A `threadgroup` declaration inside a kernel: written by the compiled code into the section "mpsk_threadgroup", one record
+// for each place where the declaration was emitted. `where` lies in the entry function it belongs to.
+struct mpsk_threadgroup_record {
+  unsigned long where;
+  unsigned long id;  // unique within one kernel; the same declaration may be recorded more than once
+  unsigned long size;
+  unsigned long align;
+};
+
+// Exported as `mpsk_metallib` by every metallib.
+struct mpsk_metallib_header {
+  char magic[8];  // "MPSKLIB"
+  unsigned abi_version;
+  unsigned msl_version;  // 310 for Metal 3.1
+  mpsk_text math_mode;  // "fast", "relaxed" or "safe"
+  mpsk_text target;     // the processor it was compiled for
+  const mpsk_kernel* kernels_begin;
+  const mpsk_kernel* kernels_end;
+  const mpsk_constant* constants_begin;
+  const mpsk_constant* constants_end;
+  const mpsk_derive* derived_begin;
+  const mpsk_derive* derived_end;
+  const mpsk_threadgroup_record* threadgroup_begin;
+  const mpsk_threadgroup_record* threadgroup_end;
+};
+
+// A metallib file is a shared object followed by this trailer, so that a truncated or foreign file is refused before it is
+// mapped.
+struct mpsk_metallib_trailer {
+  char magic[8];  // "MPSKEND"
+  unsigned abi_version;
+  unsigned crc32;  // of everything before the trailer
+  unsigned long size;  // bytes before the trailer
+};

@@ -1,0 +1,237 @@
+#include "executor.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <utility>
+
+namespace mpsk::device {
+
+namespace {
+
+// A worker's OS thread never changes while kernel code runs on it, whichever fiber that is.
+thread_local Worker* current_worker = nullptr;
+
+std::string position(const mpsk_size& p) {
+  return "(" + std::to_string(p.x) + ", " + std::to_string(p.y) + ", " + std::to_string(p.z) + ")";
+}
+
+std::string lane_list(unsigned mask) {
+  std::string text;
+  for (unsigned lane = 0; lane < MPSK_SIMD_WIDTH; ++lane) {
+    if (!(mask >> lane & 1)) continue;
+    unsigned last = lane;
+    while (last + 1 < MPSK_SIMD_WIDTH && (mask >> (last + 1) & 1)) ++last;
+    text += (text.empty() ? "" : ",") + std::to_string(lane) + (last > lane ? "-" + std::to_string(last) : "");
+    lane = last;
+  }
+  return text;
+}
+
+}  // namespace
+
+Worker* Worker::current() { return current_worker; }
+
+Worker::Worker()
+    : stacks_(MPSK_MAX_THREADS_PER_THREADGROUP),
+      fibers_(MPSK_MAX_THREADS_PER_THREADGROUP),
+      threadgroup_memory_(static_cast<unsigned char*>(std::aligned_alloc(128, MPSK_MAX_THREADGROUP_BYTES)), &std::free) {}
+
+Worker::~Worker() = default;
+
+void Worker::prepare(const mpsk_group& group) {
+  const mpsk_size& threads = group.threads;
+  const unsigned count = threads.x * threads.y * threads.z;
+  const mpsk_size& full = group.grid->dispatch_threads_per_threadgroup;
+  const mpsk_size origin = {group.position.x * full.x, group.position.y * full.y, group.position.z * full.z};
+  lanes_.resize(count);
+  unsigned i = 0;
+  for (unsigned z = 0; z < threads.z; ++z) {
+    for (unsigned y = 0; y < threads.y; ++y) {
+      for (unsigned x = 0; x < threads.x; ++x, ++i) {
+        Lane& lane = lanes_[i];
+        lane.thread = {.group = &group,
+                       .position_in_grid = {origin.x + x, origin.y + y, origin.z + z},
+                       .position_in_threadgroup = {x, y, z},
+                       .index_in_threadgroup = i,
+                       .lane = i % MPSK_SIMD_WIDTH,
+                       .simdgroup = i / MPSK_SIMD_WIDTH};
+        lane.state = LaneState::unstarted;
+      }
+    }
+  }
+  simdgroups_.clear();
+  for (unsigned first = 0; first < count; first += MPSK_SIMD_WIDTH) {
+    simdgroups_.push_back({first, std::min(MPSK_SIMD_WIDTH, count - first)});
+  }
+  simdgroup_ = 0;
+  cursor_ = 0;
+}
+
+void Worker::run(const mpsk_kernel& kernel, const mpsk_group& group, void* const* slots) {
+  Worker* const outer = current_worker;
+  current_worker = this;
+  kernel_ = &kernel;
+  slots_ = slots;
+  prepare(group);
+  running_ = &main_;
+  enter(*next());
+  current_worker = outer;
+  if (!fault_.empty()) {
+    // The faulted lanes never end: their fibers are made anew.
+    const std::string message = std::exchange(fault_, {});
+    fibers_made_ = 0;
+    idle_fibers_.clear();
+    throw Error(message);
+  }
+}
+
+// Runs lanes for ever. A lane that ends hands its fiber to the next one that has not started, so that kernels that never
+// wait run on a single fiber without a switch.
+void Worker::lane_main(Fiber::Transfer from) {
+  Fiber::arrived(from);
+  Worker& worker = *current_worker;
+  for (;;) {
+    Lane* const lane = worker.current_;
+    lane->fiber = worker.running_;
+    worker.stacks_.set_thread(static_cast<size_t>(lane->fiber - worker.fibers_.data()), &lane->thread);
+    worker.kernel_->entry(&lane->thread, worker.slots_);
+    lane->state = LaneState::ended;
+    Lane* const next = worker.next();
+    if (next && next->state == LaneState::unstarted) {
+      worker.current_ = next;
+      continue;
+    }
+    worker.idle_fibers_.push_back(worker.running_);
+    if (next) {
+      worker.enter(*next);
+    } else {
+      std::exchange(worker.running_, &worker.main_)->switch_to(worker.main_);
+    }
+  }
+}
+
+// Switches from the running fiber to the lane's.
+void Worker::enter(Lane& lane) {
+  current_ = &lane;
+  Fiber* target = lane.fiber;
+  if (lane.state == LaneState::unstarted) {
+    if (idle_fibers_.empty()) {
+      Fiber& made = fibers_[fibers_made_];
+      made = Fiber(stacks_.top(fibers_made_), stacks_.bytes(), &Worker::lane_main);
+      ++fibers_made_;
+      target = &made;
+    } else {
+      target = idle_fibers_.back();
+      idle_fibers_.pop_back();
+    }
+  }
+  if (target == running_) return;
+  std::exchange(running_, target)->switch_to(*target);
+}
+
+void Worker::wait() {
+  Lane* const self = current_;
+  Lane* const lane = next();  // never null: this lane has not ended
+  if (lane != self) {
+    enter(*lane);
+  } else {
+    current_ = self;
+  }
+}
+
+// Goes through the lanes of the current simdgroup, then releases its simd operations, then moves on to the next simdgroup,
+// and at last releases the threadgroup barrier.
+Lane* Worker::next() {
+  for (;;) {
+    const Simdgroup& simdgroup = simdgroups_[simdgroup_];
+    while (cursor_ < simdgroup.count) {
+      Lane& lane = lanes_[simdgroup.first + cursor_++];
+      if (lane.state <= LaneState::ready) return &lane;
+    }
+    cursor_ = 0;
+    if (release_simd(simdgroup)) continue;
+    if (++simdgroup_ < simdgroups_.size()) continue;
+    simdgroup_ = 0;
+    if (!release_threadgroup()) return nullptr;
+  }
+}
+
+bool Worker::release_simd(const Simdgroup& simdgroup) {
+  Lane* const lanes = &lanes_[simdgroup.first];
+  const void* site = nullptr;
+  for (unsigned i = 0; i < simdgroup.count; ++i) {
+    const LaneState state = lanes[i].state;
+    if (state != LaneState::simd && state != LaneState::simdgroup_barrier) continue;
+    if (!site || lanes[i].site < site) site = lanes[i].site;
+  }
+  if (!site) return false;
+  unsigned active = 0, live = 0;
+  LaneState kind{};
+  void* payloads[MPSK_SIMD_WIDTH];
+  for (unsigned i = 0; i < simdgroup.count; ++i) {
+    Lane& lane = lanes[i];
+    payloads[i] = nullptr;
+    if (lane.state != LaneState::ended) live |= 1u << i;
+    if (lane.site != site || (lane.state != LaneState::simd && lane.state != LaneState::simdgroup_barrier)) continue;
+    active |= 1u << i;
+    kind = lane.state;
+    payloads[i] = lane.payload;
+    lane.state = LaneState::ready;
+  }
+  current_ = &lanes[std::countr_zero(active)];
+  if (kind == LaneState::simdgroup_barrier) {
+    if (active != live) {
+      fault("simdgroup_barrier reached by lanes " + lane_list(active) + " of the live lanes " + lane_list(live), current_);
+    }
+  } else {
+    current_->combine(payloads, active);
+  }
+  return true;
+}
+
+bool Worker::release_threadgroup() {
+  const Lane* first = nullptr;
+  for (const Lane& lane : lanes_) {
+    if (lane.state != LaneState::threadgroup_barrier) continue;
+    if (!first) first = &lane;
+    if (lane.site != first->site) {
+      fault("divergent threadgroup_barrier: thread " + position(first->thread.position_in_threadgroup) + " and thread " +
+                position(lane.thread.position_in_threadgroup) + " wait at different barriers",
+            first);
+    }
+  }
+  if (!first) return false;
+  for (Lane& lane : lanes_) {
+    if (lane.state == LaneState::threadgroup_barrier) lane.state = LaneState::ready;
+  }
+  return true;
+}
+
+void Worker::simd(void* payload, Combine combine, const void* site) {
+  current_->payload = payload;
+  current_->combine = combine;
+  current_->site = site;
+  current_->state = LaneState::simd;
+  wait();
+}
+
+void Worker::barrier(LaneState kind, const void* site) {
+  current_->site = site;
+  current_->state = kind;
+  wait();
+}
+
+std::string Worker::describe(const Lane& lane) const {
+  return "thread " + position(lane.thread.position_in_threadgroup) + " of threadgroup " +
+         position(lane.thread.group->position);
+}
+
+void Worker::fault(const std::string& message, const Lane* at) {
+  if (!at) at = current_;
+  fault_ = std::string("kernel ") + kernel_->name + ": " + message + ", at " + describe(*at) + " (" + kernel_->file + ":" +
+           std::to_string(kernel_->line) + ")";
+  std::exchange(running_, &main_)->switch_to(main_);
+  std::abort();  // a faulted fiber is never continued
+}
+
+}  // namespace mpsk::device

@@ -1,0 +1,40 @@
+#include "fiber.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <new>
+
+namespace mpsk::device {
+
+StackArena::StackArena(size_t count) : count_(count), page_(static_cast<size_t>(sysconf(_SC_PAGESIZE))) {
+  const size_t size = (count_ + 1) * MPSK_STACK_BYTES;
+  void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+  memory_ = static_cast<std::byte*>(memory);
+  const auto address = reinterpret_cast<uintptr_t>(memory_);
+  base_ = memory_ + (MPSK_STACK_BYTES - address % MPSK_STACK_BYTES) % MPSK_STACK_BYTES;
+  for (size_t i = 0; i < count_; ++i) {
+    if (mprotect(base_ + i * MPSK_STACK_BYTES, page_, PROT_NONE) != 0) {
+      munmap(memory_, size);
+      throw std::bad_alloc();
+    }
+  }
+}
+
+StackArena::~StackArena() { munmap(memory_, (count_ + 1) * MPSK_STACK_BYTES); }
+
+std::byte* StackArena::slot(size_t i) const {
+  return reinterpret_cast<std::byte*>(MPSK_THREAD_SLOT(reinterpret_cast<uintptr_t>(base_) + i * MPSK_STACK_BYTES));
+}
+
+std::byte* StackArena::top(size_t i) const { return reinterpret_cast<std::byte*>(reinterpret_cast<uintptr_t>(slot(i)) & ~15ul); }
+
+size_t StackArena::bytes() const { return MPSK_STACK_BYTES - page_ - MPSK_STACK_COLOURS * MPSK_STACK_COLOUR_BYTES; }
+
+void StackArena::set_thread(size_t i, const mpsk_thread* thread) const {
+  *reinterpret_cast<const mpsk_thread**>(slot(i)) = thread;
+}
+
+}  // namespace mpsk::device

@@ -1,0 +1,178 @@
+// simdgroup_matrix (MSL 2.4, 6.7): 8x8 matrices held by a simdgroup together. Visible after <metal_simdgroup_matrix>.
+//
+// Matrix operations are executed by the whole simdgroup in uniform control flow, so one lane, the first, performs each of
+// them on a matrix that it alone holds whole, and the other lanes pass by. Lanes meet only where a program looks at its own
+// share of a matrix, through thread_elements(): from then on, until the next operation on it, the matrix is distributed.
+// Each lane's object carries that state, which is the same in all of them as control flow is uniform.
+#pragma once
+
+#include "runtime.h"
+
+namespace metal {
+namespace __simdgroup_matrix {
+
+template <typename T>
+constexpr bool is_matrix_element = false;
+template <>
+constexpr bool is_matrix_element<half> = true;
+template <>
+constexpr bool is_matrix_element<bfloat> = true;
+template <>
+constexpr bool is_matrix_element<float> = true;
+
+// Row and first column of the two elements that a lane holds.
+inline uint row_of(uint lane) { return ((lane >> 1) & 3) | ((lane >> 4) & 1) << 2; }
+inline uint column_of(uint lane) { return (lane & 1) << 1 | ((lane >> 3) & 1) << 2; }
+
+inline bool leads() { return mpsk::self().lane == 0; }
+
+typedef float float8 __attribute__((ext_vector_type(8)));
+
+template <typename T, int Cols, int Rows = Cols>
+struct simdgroup_matrix;
+
+// Gives each lane its two elements of the matrix that the first lane holds, or takes them back.
+template <typename T, bool Distribute>
+inline void share(void* const* lanes, unsigned active) {
+  using matrix = simdgroup_matrix<T, 8>;
+  if (active != 0xffffffffu) mpsk_fault("a simdgroup_matrix operation needs all 32 lanes of the simdgroup");
+  matrix& whole = *(matrix*)lanes[0];
+  for (uint lane = 0; lane < MPSK_SIMD_WIDTH; ++lane) {
+    matrix& its = *(matrix*)lanes[lane];
+    T* pair = &whole.elements[row_of(lane)][column_of(lane)];
+    if (Distribute) {
+      its.mine.x = pair[0];
+      its.mine.y = pair[1];
+    } else {
+      pair[0] = its.mine.x;
+      pair[1] = its.mine.y;
+    }
+    its.distributed = Distribute;
+  }
+}
+
+template <typename T, int Cols, int Rows>
+struct simdgroup_matrix {
+  static_assert(Cols == 8 && Rows == 8, "simdgroup_matrix is 8x8");
+  static_assert(is_matrix_element<T>, "simdgroup_matrix needs the element type half, bfloat or float");
+
+  simdgroup_matrix() = default;
+  // A diagonal matrix.
+  explicit simdgroup_matrix(T value) {
+    if (!leads()) return;
+    for (int row = 0; row < 8; ++row) {
+      for (int column = 0; column < 8; ++column) elements[row][column] = row == column ? value : T(0.0f);
+    }
+  }
+
+  // This lane's two elements, to read and to write.
+  thread vec<T, 2>& thread_elements() {
+    if (!distributed) mpsk_simd((void*)this, &share<T, true>);
+    return *(thread vec<T, 2>*)&mine;
+  }
+
+  // The rest is not Metal's.
+  void gather() const {
+    if (__builtin_expect(distributed, 0)) mpsk_simd((void*)this, &share<T, false>);
+  }
+
+  float8 row(int i) const {
+    float8 values;
+    for (int column = 0; column < 8; ++column) values[column] = float(elements[i][column]);
+    return values;
+  }
+  void set_row(int i, float8 values) {
+    for (int column = 0; column < 8; ++column) elements[i][column] = T(values[column]);
+  }
+
+  alignas(sizeof(T) * 8) T elements[8][8];
+  vec<T, 2> mine;
+  bool distributed = false;
+};
+
+typedef simdgroup_matrix<half, 8> simdgroup_half8x8;
+typedef simdgroup_matrix<bfloat, 8> simdgroup_bfloat8x8;
+typedef simdgroup_matrix<float, 8> simdgroup_float8x8;
+
+template <typename T, int Cols, int Rows = Cols>
+inline simdgroup_matrix<T, Cols, Rows> make_filled_simdgroup_matrix(T value) {
+  simdgroup_matrix<T, Cols, Rows> result;
+  if (leads()) {
+    for (int i = 0; i < 8; ++i) result.set_row(i, float8(float(value)));
+  }
+  return result;
+}
+
+#define MPSK_SIMDGROUP_LOAD(SPACE)                                                                                \
+  template <typename T>                                                                                           \
+  inline void simdgroup_load(thread simdgroup_matrix<T, 8>& d, const SPACE T* source, ulong elements_per_row = 8, \
+                             ulong2 matrix_origin = ulong2(0), bool transpose_matrix = false) {                   \
+    d.distributed = false;                                                                                        \
+    if (!leads()) return;                                                                                         \
+    const SPACE T* first = source + matrix_origin.y * elements_per_row + matrix_origin.x;                         \
+    for (int row = 0; row < 8; ++row) {                                                                           \
+      for (int column = 0; column < 8; ++column) {                                                                \
+        d.elements[row][column] =                                                                                 \
+            transpose_matrix ? first[column * elements_per_row + row] : first[row * elements_per_row + column];   \
+      }                                                                                                           \
+    }                                                                                                             \
+  }
+MPSK_SIMDGROUP_LOAD(device)
+MPSK_SIMDGROUP_LOAD(threadgroup)
+#undef MPSK_SIMDGROUP_LOAD
+
+#define MPSK_SIMDGROUP_STORE(SPACE)                                                                                  \
+  template <typename T>                                                                                              \
+  inline void simdgroup_store(const thread simdgroup_matrix<T, 8>& a, SPACE T* destination,                          \
+                              ulong elements_per_row = 8, ulong2 matrix_origin = ulong2(0),                          \
+                              bool transpose_matrix = false) {                                                       \
+    a.gather();                                                                                                      \
+    if (!leads()) return;                                                                                            \
+    SPACE T* first = destination + matrix_origin.y * elements_per_row + matrix_origin.x;                             \
+    for (int row = 0; row < 8; ++row) {                                                                              \
+      for (int column = 0; column < 8; ++column) {                                                                   \
+        first[transpose_matrix ? column * elements_per_row + row : row * elements_per_row + column] = a.elements[row][column]; \
+      }                                                                                                              \
+    }                                                                                                                \
+  }
+MPSK_SIMDGROUP_STORE(device)
+MPSK_SIMDGROUP_STORE(threadgroup)
+#undef MPSK_SIMDGROUP_STORE
+
+// d = a * b + c, in fp32, rounded once to d's type. d may be any of the operands.
+template <typename D, typename A, typename B, typename C>
+__attribute__((always_inline)) inline void simdgroup_multiply_accumulate(thread simdgroup_matrix<D, 8>& d, const thread simdgroup_matrix<A, 8>& a,
+                                          const thread simdgroup_matrix<B, 8>& b, const thread simdgroup_matrix<C, 8>& c) {
+  a.gather();
+  b.gather();
+  c.gather();
+  d.distributed = false;
+  if (!leads()) return;
+  // Four rows at a time stay in the host's vector registers.
+  float8 sum[8];
+  for (int first = 0; first < 8; first += 4) {
+    for (int row = first; row < first + 4; ++row) sum[row] = c.row(row);
+    for (int k = 0; k < 8; ++k) {
+      const float8 right = b.row(k);
+      for (int row = first; row < first + 4; ++row) sum[row] += float8(float(a.elements[row][k])) * right;
+    }
+  }
+  for (int row = 0; row < 8; ++row) d.set_row(row, sum[row]);
+}
+
+template <typename D, typename A, typename B>
+inline void simdgroup_multiply(thread simdgroup_matrix<D, 8>& d, const thread simdgroup_matrix<A, 8>& a,
+                               const thread simdgroup_matrix<B, 8>& b) {
+  const simdgroup_matrix<D, 8> zero = make_filled_simdgroup_matrix<D, 8, 8>(D(0.0f));
+  simdgroup_multiply_accumulate(d, a, b, zero);
+}
+
+template <typename T>
+inline simdgroup_matrix<T, 8> operator*(const thread simdgroup_matrix<T, 8>& a, const thread simdgroup_matrix<T, 8>& b) {
+  simdgroup_matrix<T, 8> d;
+  simdgroup_multiply(d, a, b);
+  return d;
+}
+
+}  // namespace __simdgroup_matrix
+}  // namespace metal

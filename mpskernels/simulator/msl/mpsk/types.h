@@ -1,0 +1,153 @@
+// The scalar types of the Metal shading language and the keywords clang lacks, for clang's C++ for OpenCL mode.
+#pragma once
+
+// Address spaces. `constant` memory is a second flavour of OpenCL's global memory, so that both are distinct types, both
+// convert to generic references, and methods and copies work on objects in either.
+#define device __attribute__((opencl_global_device))
+#define constant __attribute__((opencl_global_host)) const
+#define threadgroup __local
+#define thread __private
+#define kernel
+
+// Words OpenCL reserves and Metal does not.
+#define global mpsk_word_global
+#define local mpsk_word_local
+#define generic mpsk_word_generic
+#define pipe mpsk_word_pipe
+#define read_only mpsk_word_read_only
+#define write_only mpsk_word_write_only
+#define read_write mpsk_word_read_write
+
+#define half _Float16
+
+// Clang's conditional operator cannot join an object in memory with a temporary of the same class, because only the first
+// has an address space. The compiler writes `c ? mpsk_value->*a : mpsk_value->*b` for `c ? a : b`, which makes temporaries.
+struct mpsk_value_t {
+  template <typename T> friend __attribute__((always_inline)) constexpr T operator->*(mpsk_value_t, T value) {
+    return value;
+  }
+};
+#define mpsk_value mpsk_value_t()
+
+// Everything in these headers is small and must vanish into its caller.
+#define MPSK_BEGIN _Pragma("clang attribute push(__attribute__((always_inline)), apply_to = function)") namespace metal {
+#define MPSK_END } _Pragma("clang attribute pop")
+
+typedef unsigned char uchar;
+typedef unsigned short ushort;
+typedef unsigned int uint;
+typedef unsigned long ulong;
+typedef char int8_t;
+typedef short int16_t;
+typedef int int32_t;
+typedef long int64_t;
+typedef uchar uint8_t;
+typedef ushort uint16_t;
+typedef uint uint32_t;
+typedef ulong uint64_t;
+typedef ulong size_t;
+typedef long ptrdiff_t;
+typedef long intptr_t;
+typedef ulong uintptr_t;
+
+#include "type_traits.h"
+
+MPSK_BEGIN
+
+struct bfloat;
+template <> struct is_bfloat<bfloat> : true_type {};
+
+// The upper half of a float. Converts to float by itself; from float, and from and to half, only when asked.
+// Arithmetic between bfloats, or with an integer, rounds to bfloat each time; with a float it is float arithmetic.
+struct bfloat {
+  ushort bits;
+
+  bfloat() = default;
+  template <typename T, enable_if_t<is_integral_v<T>, int> = 0>
+  constexpr bfloat(T value) : bits(round(float(value))) {}
+  template <typename T, enable_if_t<is_same_v<T, float> || is_same_v<T, half>, int> = 0>
+  explicit constexpr bfloat(T value) : bits(round(float(value))) {}
+
+  template <typename T, enable_if_t<is_same_v<T, float>, int> = 0>
+  constexpr operator T() const {
+    return __builtin_bit_cast(float, uint(bits) << 16);
+  }
+  template <typename T, enable_if_t<is_same_v<T, half> || is_integral_v<T>, int> = 0>
+  explicit constexpr operator T() const {
+    return T(float(*this));
+  }
+
+  // Nearest, ties to even. NaNs stay NaNs; told apart by their bits, because fast math assumes there are none.
+  static constexpr ushort round(float value) {
+    uint u = __builtin_bit_cast(uint, value);
+    if ((u & 0x7fffffffu) > 0x7f800000u) return ushort(u >> 16 | 0x40u);
+    return ushort((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
+  }
+
+#define MPSK_COMPOUND(op)                                                              \
+  template <typename T, enable_if_t<is_same_v<T, bfloat> || is_integral_v<T>, int> = 0> \
+  constexpr bfloat& operator op##=(T value) {                                           \
+    return *this = bfloat(float(*this) op float(bfloat(value)));                                                      \
+  }
+  MPSK_COMPOUND(+) MPSK_COMPOUND(-) MPSK_COMPOUND(*) MPSK_COMPOUND(/)
+#undef MPSK_COMPOUND
+  constexpr bfloat& operator++() { return *this += 1; }
+  constexpr bfloat& operator--() { return *this -= 1; }
+  constexpr bfloat operator++(int) { bfloat old = *this; *this += 1; return old; }
+  constexpr bfloat operator--(int) { bfloat old = *this; *this -= 1; return old; }
+};
+
+constexpr bfloat operator-(bfloat a) {
+  bfloat r = a;
+  r.bits ^= 0x8000u;
+  return r;
+}
+constexpr bfloat operator+(bfloat a) { return a; }
+constexpr bool operator!(bfloat a) { return !float(a); }
+
+// What a bfloat and a T give: nothing at all for half, which may not be mixed with bfloat.
+template <typename T> struct bfloat_with {};
+template <> struct bfloat_with<bfloat> { using type = bfloat; };
+template <> struct bfloat_with<float> { using type = float; };
+#define MPSK_INTEGER(T) template <> struct bfloat_with<T> { using type = bfloat; };
+MPSK_INTEGER(bool) MPSK_INTEGER(char) MPSK_INTEGER(uchar) MPSK_INTEGER(short) MPSK_INTEGER(ushort)
+MPSK_INTEGER(int) MPSK_INTEGER(uint) MPSK_INTEGER(long) MPSK_INTEGER(ulong)
+#undef MPSK_INTEGER
+
+#define MPSK_BINARY(op, result, argument)                                                                 \
+  constexpr result(bfloat, bfloat) operator op(bfloat a, bfloat b) {                                      \
+    return result(bfloat, bfloat)(float(a) op float(b));                                                  \
+  }                                                                                                       \
+  template <typename T, typename R = typename bfloat_with<T>::type, enable_if_t<!is_same_v<T, bfloat>, int> = 0> \
+  constexpr result(R, bfloat) operator op(bfloat a, T b) {                                                \
+    return result(R, bfloat)(float(a) op argument(R, b));                                                 \
+  }                                                                                                       \
+  template <typename T, typename R = typename bfloat_with<T>::type, enable_if_t<!is_same_v<T, bfloat>, int> = 0> \
+  constexpr result(R, bfloat) operator op(T a, bfloat b) {                                                \
+    return result(R, bfloat)(argument(R, a) op float(b));                                                 \
+  }                                                                                                       \
+  void operator op(bfloat, half) = delete;                                                                \
+  void operator op(half, bfloat) = delete;
+#define MPSK_ROUNDED(R, unused) R
+#define MPSK_BOOL(R, unused) bool
+#define MPSK_ARGUMENT(R, value) float(R(value))
+MPSK_BINARY(+, MPSK_ROUNDED, MPSK_ARGUMENT)
+MPSK_BINARY(-, MPSK_ROUNDED, MPSK_ARGUMENT)
+MPSK_BINARY(*, MPSK_ROUNDED, MPSK_ARGUMENT)
+MPSK_BINARY(/, MPSK_ROUNDED, MPSK_ARGUMENT)
+MPSK_BINARY(==, MPSK_BOOL, MPSK_ARGUMENT)
+MPSK_BINARY(!=, MPSK_BOOL, MPSK_ARGUMENT)
+MPSK_BINARY(<, MPSK_BOOL, MPSK_ARGUMENT)
+MPSK_BINARY(<=, MPSK_BOOL, MPSK_ARGUMENT)
+MPSK_BINARY(>, MPSK_BOOL, MPSK_ARGUMENT)
+MPSK_BINARY(>=, MPSK_BOOL, MPSK_ARGUMENT)
+#undef MPSK_BINARY
+#undef MPSK_ROUNDED
+#undef MPSK_BOOL
+#undef MPSK_ARGUMENT
+
+MPSK_END
+
+using metal::bfloat;
+
+#include "vector.h"
