@@ -51,6 +51,8 @@ _LANGUAGE = [
 ]
 _CODE = [
     *("-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-fwrapv"),
+    # A float outside an integer's range saturates, and NaN gives 0.
+    "-fno-strict-float-cast-overflow",
     # A division that would trap on the host becomes a fault with its source position.
     "-fsanitize=integer-divide-by-zero",
 ]

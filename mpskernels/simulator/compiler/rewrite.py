@@ -79,7 +79,9 @@ _BUILTIN_TYPES = (
     }
 )
 _OPEN = {"(": ")", "[": "]", "[[": "]]", "{": "}"}
-_HALF_LITERAL = re.compile(r"(?i)^((?:\d[\d']*\.?\d*|\.\d+)(?:e[+-]?\d+)?)(bf|h)$")
+_LITERAL = re.compile(r"(?i)^((?:\d[\d']*\.?\d*|\.\d+)(?:e[+-]?\d+)?|0x[\da-f']*\.?[\da-f']*p[+-]?\d+)(bf|h|)$")
+# Preprocessing leaves the arguments of a pragma alone, so that macros in them mean nothing to the compiler.
+_UNROLL = re.compile(r"(?m)^([ \t]*#[ \t]*pragma[ \t]+(?:unroll|GCC[ \t]+unroll)\b)[^\n]*[A-Za-z_][^\n]*$")
 
 
 @dataclass
@@ -104,7 +106,7 @@ class Kernel:
     token: Token
     body: tuple[int, int]  # token indices of { and }
     is_template: bool
-    max_threads: str = "0"
+    max_threads: str = ""  # a constant, or a template of one
     host_names: list[tuple[str, str, Token]] = field(default_factory=list)  # name, C++ expression, where
 
 
@@ -127,6 +129,7 @@ class Rewriter:
         self.kernels: dict[str, Kernel] = {}
         self.constants: dict[str, Constant] = {}
         self.derived: dict[str, set[str]] = {}  # derived constant -> names in its initialiser
+        self.struct_names: dict[int, str] = {}  # by the index of the `{` of its members
         self.uses: dict[str, set[str]] = {}  # program-scope name -> identifiers in its definition
         self.type_names = set(_BUILTIN_TYPES) | self._declared_types()
         self.template_parameters = self._template_parameters()
@@ -311,7 +314,10 @@ class Rewriter:
                 elif is_kernel:
                     self._kernel(start, stop, body, attributes, namespace)
             elif "constant" in words and "(" not in words[: words.index("=") if "=" in words else None] and body is None:
-                self._constant(start, stop, attributes, words)
+                if self.tokens[start].text == "template":
+                    self._constant_template(start, stop)
+                else:
+                    self._constant(start, stop, attributes, words)
             elif words[0] not in ADDRESS_SPACES and body is None and self._is_variable(words):
                 raise self.error(self.tokens[start], "a program-scope variable must be in the constant address space")
             elif words[0] in ("device", "threadgroup", "thread") and body is None and "(" not in words:
@@ -394,6 +400,13 @@ class Rewriter:
             f"static auto& {name} = mpsk::as_constant(mpsk_object_{name});",
         )
 
+    def _constant_template(self, start: int, stop: int) -> None:
+        """A variable template: its instances are constants of the compiler's, which need no place in memory."""
+        for k in range(start, stop):
+            if self.tokens[k].text == "constant":
+                self._edit(k, k + 1, "")
+                return
+
     def _text_without(self, begin: int, end: int, dropped: set[str]) -> str:
         return " ".join(part for part in self._text(begin, end).split() if part not in dropped)
 
@@ -437,7 +450,11 @@ class Rewriter:
         kernel = Kernel(qualified, parameters, name_token, (body, self.match[body]), is_template and not specialisation)
         for attribute in attributes:
             if attribute.name == "max_total_threads_per_threadgroup":
-                kernel.max_threads = attribute.argument
+                kernel.max_threads = f"{namespace}mpsk_max_threads_{name_token.text}"
+                head = self._text(start, i) if kernel.is_template else ""
+                # A number of its own, for it may depend on the template's parameters.
+                declaration = f"{head} constexpr unsigned mpsk_max_threads_{name_token.text} = {attribute.argument}; "
+                self.edits.append((tokens[start].start, tokens[start].start, declaration))
         if specialisation:
             target = self.kernels.get(qualified)
             expression = namespace + self._text(name_index, open_paren)
@@ -566,9 +583,10 @@ class Rewriter:
                 k = name_index + 1
                 while tokens[k].text == "[":
                     k = self.match[k] + 1
-                if tokens[k].text == "=" or tokens[k].text == "{":
-                    raise self.error(tokens[k], "threadgroup memory cannot be initialised")
                 name, extents = tokens[name_index].text, self._text(name_index + 1, k)
+                # Apple's compiler takes an initialiser, and gives the memory no value.
+                while tokens[k].text not in (",", ";"):
+                    k = self.match[k] + 1 if tokens[k].text in _OPEN else k + 1
                 replacement += (
                     f"threadgroup auto& {name} = mpsk::threadgroup_memory<{number}, {align}, {type_text} {extents}>(); "
                 )
@@ -583,10 +601,15 @@ class Rewriter:
         return self.tokens[k].text in (";", "{", "}", ":")
 
     def _literal(self, token: Token) -> str | None:
-        if token.kind == "number" and (literal := _HALF_LITERAL.match(token.text)):
+        """What stands for a half or bfloat literal, or one without suffix, which is a float: clang forgets
+        -cl-single-precision-constant in templates."""
+        if token.kind == "number" and (literal := _LITERAL.match(token.text)):
             digits, suffix = literal[1], literal[2].lower()
-            number = digits if re.search(r"[.eE]", digits) else digits + ".0"
-            return f"{'half' if suffix == 'h' else 'bfloat'}({number}f)"
+            is_float = re.search(r"[.eEpP]", digits)
+            if suffix:
+                return f"{'half' if suffix == 'h' else 'bfloat'}({digits}{'' if is_float else '.0'}f)"
+            if is_float:
+                return digits + "f"
         return None
 
     def _everywhere(self) -> None:
@@ -595,6 +618,8 @@ class Rewriter:
         bodies = self._function_bodies()
         kernel_bodies = [k.body for k in self.kernels.values()]
         depth_end: list[int] = []
+        methods: set[tuple[int, str]] = set()
+        self._methods()
         for i, token in enumerate(tokens):
             while depth_end and i >= depth_end[-1]:
                 depth_end.pop()
@@ -615,11 +640,12 @@ class Rewriter:
                 if name not in self.constants:
                     raise self.error(token, f"'{name}' is not a function constant")
                 self._edit(i, self.match[i + 1] + 1, f"mpsk_defined_{name}")
-            elif text == "thread" and tokens[i - 1].text in (")", "const") and following in ("{", ";", ":", "const", "->"):
-                if tokens[i - 1].text == ")" or tokens[i - 2].text == ")":
-                    self._edit(i, i + 1, "")
+            elif text in ADDRESS_SPACES and following in ("{", ";", ":", "const", "->") and self._follows_parameters(i):
+                self._space_of_this(i, methods)
             elif text in ("*", "&", "&&") and i:
                 self._check_pointer(i)
+                if text == "&":
+                    self._constant_reference(i)
             elif text == "static" and depth_end and not self._in_type(i, depth_end[-1]):
                 end = self._declaration_end(i)
                 if not any(t.text == "constant" for t in tokens[i:end]):
@@ -633,6 +659,164 @@ class Rewriter:
                     raise self.error(token, "threadgroup memory can only be declared in a kernel")
             elif text == "[" and self.version < 3.2 and self._is_lambda(i):
                 raise self.error(token, "lambdas need Metal 3.2")
+            elif text == "?":
+                self._conditional(i)
+            elif text == "template" and following == "<":
+                self._function_parameters(i + 1)
+
+    def _function_parameters(self, i: int) -> None:
+        """In the template parameters at `i`, `R (*f)(...)` becomes `R (&f)(...)`: clang takes no function for a pointer here."""
+        tokens = self.tokens
+        for j in range(i, self._skip_template_arguments(i, len(tokens)) - 4):
+            if [t.text for t in tokens[j : j + 2]] == ["(", "*"] and [t.text for t in tokens[j + 3 : j + 5]] == [")", "("]:
+                self._edit(j + 1, j + 2, "&")
+
+    def _conditional(self, i: int) -> None:
+        """`c ? a : b` at `i`: both operands become temporaries, for clang cannot join an object of class type that lies in an
+        address space with one that does not. Not where they must stay what they are: in a statement of its own (they may
+        be void), with an assignment inside, and null pointers."""
+        tokens = self.tokens
+        back = i - 1
+        while back >= 0 and tokens[back].text not in (";", "{", "}", "(", "[", "return") and not self._assigns(back):
+            back = self.match[back] - 1 if tokens[back].text in (")", "]") else back - 1
+        if back < 0 or tokens[back].text in (";", "{", "}"):
+            return
+        begin, nested, at = i, 0, i + 1
+        assigns = False
+        while at < len(tokens) and tokens[at].text not in (")", "]", "}", ";", ","):
+            text = tokens[at].text
+            nested += (text == "?") - (text == ":")
+            if nested < 0:
+                if begin != i:
+                    break
+                self._temporary(i, assigns)
+                begin, nested, assigns = at, 0, False
+            assigns |= self._assigns(at)
+            at = self.match[at] + 1 if text in _OPEN else at + 1
+        if begin != i:
+            self._temporary(begin, assigns)
+
+    def _temporary(self, i: int, assigns: bool) -> None:
+        """Makes a temporary of the operand after the `?` or `:` at `i`."""
+        if not assigns and self.tokens[i + 1].kind != "number" and self.tokens[i + 1].text != "nullptr":
+            self._edit(i, i + 1, f"{self.tokens[i].text} mpsk_value->*")
+
+    def _assigns(self, i: int) -> bool:
+        return self.tokens[i].text.endswith("=") and self.tokens[i].text not in ("==", "!=", "<=", ">=")
+
+    def _constant_reference(self, i: int) -> None:
+        """`const thread T&` also takes temporaries and copies of objects elsewhere; to clang these have no address space."""
+        specifiers: dict[str, int] = {}
+        k = i - 1
+        while k >= 0 and (self.tokens[k].kind == "name" or self.tokens[k].text in ("::", ">")):
+            if self.tokens[k].text == ">":
+                depth = 0
+                while k >= 0:
+                    depth += {">": 1, "<": -1}.get(self.tokens[k].text, 0)
+                    if depth == 0:
+                        break
+                    k -= 1
+            specifiers.setdefault(self.tokens[k].text, k)
+            k -= 1
+        if "const" in specifiers and "thread" in specifiers:
+            self._edit(specifiers["thread"], specifiers["thread"] + 1, "")
+
+    def _methods(self) -> None:
+        """A method that names no address space is one of objects in `thread`; and so are temporaries that it is called on."""
+        tokens = self.tokens
+        for i, token in enumerate(tokens):
+            if token.text not in ("struct", "class", "union") or tokens[i - 1].text == "enum":
+                continue
+            k = i + 1
+            while k < len(tokens) and (tokens[k].kind == "name" or tokens[k].text in ("::", ":", "<", ",", ">", "[[", "(")):
+                k = self.match[k] + 1 if tokens[k].text in _OPEN else k + 1
+            if k >= len(tokens) or tokens[k].text != "{":
+                continue
+            name = tokens[i + 1].text
+            self.struct_names[k] = name
+            for start, stop, _ in self._statements(k + 1, self.match[k]):
+                while tokens[start].text in ("public", "private", "protected") and tokens[start + 1].text == ":":
+                    start += 2
+                self._method(start, stop, name)
+        for i, token in enumerate(tokens[:-3]):
+            # T()(x) and T().f(): the temporary as an object.
+            if token.kind != "name" or token.text not in self.type_names | self.template_parameters:
+                continue
+            if token.text in _BUILTIN_TYPES or tokens[i - 1].text in ("struct", "class", "::", "operator"):
+                continue
+            k = i + 1
+            if tokens[k].text == "<":
+                try:
+                    k = self._skip_template_arguments(k, min(k + 200, len(tokens)))
+                except CompileError:
+                    continue
+            if tokens[k].text in ("(", "{") and self.match[k] == k + 1 and tokens[k + 2].text in ("(", "."):
+                self._edit(i, i + 1, f"(*mpsk::object({token.text}")
+                self.edits.append((tokens[k + 1].end, tokens[k + 1].end, "))"))
+
+    def _method(self, start: int, stop: int, struct: str) -> None:
+        tokens = self.tokens
+        i = start
+        if tokens[i].text == "template":
+            i = self._skip_template_arguments(i + 1, stop)
+        words: set[str] = set()
+        while i < stop and tokens[i].text != "(":
+            text = tokens[i].text
+            if text in ("{", "=", ";") and "operator" not in words:
+                return
+            words.add(text)
+            if text in ("decltype", "alignas", "__attribute__") and tokens[i + 1].text == "(":
+                i = self.match[i + 1] + 1
+            elif text == "operator":
+                i += 1
+                while tokens[i].text != "(" or tokens[i + 1].text == ")" and tokens[i + 2].text == "(":
+                    i = i + 2 if tokens[i].text == "(" else i + 1
+            elif text == "<":
+                i = self._skip_template_arguments(i, stop)
+            elif text == "[[":
+                i = self.match[i] + 1
+            else:
+                i += 1
+        if i >= stop or words & {"static", "friend", "using", "typedef", "static_assert", "struct", "union", "enum", "~"}:
+            return
+        if tokens[i - 1].text == struct and "operator" not in words:
+            return  # a constructor
+        i = self.match[i] + 1
+        while tokens[i].text == "const":
+            i += 1
+        if tokens[i].text in ("{", ";", "->", "="):
+            self.edits.append((tokens[i - 1].end, tokens[i - 1].end, " __private "))
+
+    def _follows_parameters(self, i: int) -> bool:
+        k = i - 1
+        while self.tokens[k].text == "const" or self.tokens[k].text in ADDRESS_SPACES:
+            k -= 1
+        return self.tokens[k].text == ")" and k != i
+
+    def _space_of_this(self, i: int, methods: set[tuple[int, str]]) -> None:
+        """The address space of a method's `this`. Clang takes only its own names for it: `device` and `constant` become
+        one, and a constructor, which has none, serves objects in all of them. Of methods that are then the same, one stays."""
+        tokens = self.tokens
+        start = i - 1
+        while tokens[start - 1].text not in (";", "{", "}", ":"):
+            start = self.match[start - 1] if tokens[start - 1].text in _OPEN.values() else start - 1
+        enclosing = start - 1
+        while enclosing > 0 and tokens[enclosing].text != "{":
+            enclosing = (self.match[enclosing] if tokens[enclosing].text in _OPEN.values() else enclosing) - 1
+        k = i - 1
+        while tokens[k].text != ")":
+            k -= 1
+        constructor = tokens[self.match[k] - 1].text == self.struct_names.get(enclosing)
+        space = "" if constructor else {"thread": "__private", "threadgroup": "__local"}.get(tokens[i].text, "__global")
+        method = (enclosing, f"{self._text(start, i)} {space}")
+        if method in methods:
+            end = i
+            while tokens[end].text not in ("{", ";"):
+                end = self.match[end] + 1 if tokens[end].text in _OPEN else end + 1
+            self._edit(start, (self.match[end] if tokens[end].text == "{" else end) + 1, "")
+        else:
+            methods.add(method)
+            self._edit(i, i + 1, space)
 
     def _function_bodies(self) -> set[int]:
         """Indices of `{` that open the body of a function."""
@@ -672,12 +856,12 @@ class Rewriter:
 
     def _is_object_in_constant(self, i: int, in_function: bool) -> bool:
         """Whether `constant` at i declares an object (not a pointer) in a struct or function."""
-        k = i - 1
-        while k > 0 and self.tokens[k].text in ("static", "constexpr", "const", "inline"):
+        k = i
+        while k > 0 and (self.tokens[k - 1].kind == "name" or self.tokens[k - 1].text == "::"):
             k -= 1
-        if self.tokens[k].text not in (";", "{", "}", ":", ")"):
+        if self.tokens[k - 1].text not in (";", "{", "}", ":", ")", ">"):
             return False
-        if not any(t.text in ("static", "constexpr") for t in self.tokens[k + 1 : i + 3]):
+        if not any(t.text in ("static", "constexpr") for t in self.tokens[k : i + 3]):
             return False
         for t in self.tokens[i:]:
             if t.text in ("*", "&", "("):
@@ -839,11 +1023,12 @@ class Rewriter:
                 f"a{i}::is_const, a{i}::is_reference, {'&' + enabled if enabled else '0'}}},"
             )
         uses = "".join(f"&mpsk_constant_{name}, " for name in constants)
+        max_threads = kernel.max_threads + expression[len(expression.split("<")[0]) :] if kernel.max_threads else "0"
         lines += [
             "{}};",
             f"const mpsk_constant* const constants[] = {{{uses}0}};",
             '__attribute__((section("mpsk_kernels"), used)) const mpsk_kernel row = {',
-            f'{host_name}, "{kernel.token.file}", {kernel.token.line}, {count}, arguments, unsigned({kernel.max_threads}), '
+            f'{host_name}, "{kernel.token.file}", {kernel.token.line}, {count}, arguments, {max_threads}, '
             f"{len(constants)}, constants, &run}};",
             "}",
         ]
@@ -854,8 +1039,8 @@ class Rewriter:
         self._everywhere()
         pieces: list[str] = []
         position = 0
-        # An edit that lies inside an earlier, larger one is part of what that one replaced.
-        for start, end, replacement in sorted(self.edits, key=lambda e: (e[0], -e[1])):
+        # An edit that lies inside an earlier, larger one is part of what that one replaced.  Insertions come first.
+        for start, end, replacement in sorted(self.edits, key=lambda e: (e[0], e[1] > e[0], -e[1])):
             if start < position:
                 continue
             pieces += [self.text[position:start], replacement]
@@ -866,4 +1051,4 @@ class Rewriter:
 
 def rewrite(text: str, std: str = "metal3.1") -> str:
     """Rewrites preprocessed Metal source for clang. Raises CompileError for what Metal refuses."""
-    return Rewriter(text, std).result()
+    return Rewriter(_UNROLL.sub(r"\1", text), std).result()

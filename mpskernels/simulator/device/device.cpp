@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <filesystem>
 #include <fstream>
 #include <mutex>
 #include <thread>
@@ -41,12 +42,17 @@ void make_own_symbols_global() {
 void verify_file(const std::string& path) {
   const auto refuse = [&](const std::string& why) { throw Error("metallib " + quoted(path) + " " + why); };
   std::ifstream file(path, std::ios::binary);
-  if (!file) refuse(access(path.c_str(), F_OK) == 0 ? "cannot be read" : "does not exist");
+  if (!file || std::filesystem::is_directory(path))
+    refuse(access(path.c_str(), F_OK) == 0 ? "cannot be read" : "does not exist");
   const std::string bytes{std::istreambuf_iterator<char>(file), {}};
   if (bytes.starts_with("MTLB")) {
-    refuse("was built by Apple's compiler for a GPU; the simulator needs one built by its own compiler from the sources");
+    refuse(
+        "was built by Apple's compiler for a GPU; the simulator needs one built by its own compiler from the sources");
   }
-  if (bytes.size() < 4 || bytes.compare(0, 4, "\x7f" "ELF") != 0) refuse("is not a metallib");
+  if (bytes.size() < 4 || bytes.compare(0, 4,
+                                        "\x7f"
+                                        "ELF") != 0)
+    refuse("is not a metallib");
   mpsk_metallib_trailer trailer;
   if (bytes.size() < sizeof trailer) refuse("is truncated");
   std::memcpy(&trailer, bytes.data() + bytes.size() - sizeof trailer, sizeof trailer);
@@ -176,7 +182,8 @@ void Pipeline::activate() const {
 unsigned worker_count() {
   static const unsigned count = [] {
     const char* asked = std::getenv("MPSK_THREADS");
-    const unsigned wanted = asked ? static_cast<unsigned>(std::max(1, std::atoi(asked))) : std::thread::hardware_concurrency();
+    const unsigned wanted =
+        asked ? static_cast<unsigned>(std::max(1, std::atoi(asked))) : std::thread::hardware_concurrency();
     return std::clamp(wanted, 1u, 16u);
   }();
   return count;

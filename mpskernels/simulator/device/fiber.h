@@ -50,4 +50,7 @@ class StackArena {
   size_t count_, page_;
 };
 
+// How long that many switches take, there and back between two fibers, in seconds.
+double time_switches(size_t count);
+
 }  // namespace mpsk::device

@@ -13,6 +13,7 @@
 #include "geometric.h"
 #include "matrix.h"
 #include "pack.h"
+#include "uniform.h"
 
 #include "barrier.h"
 #include "simdgroup.h"

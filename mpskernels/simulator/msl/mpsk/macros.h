@@ -1,6 +1,8 @@
 // The macros of Metal's headers. A source is preprocessed against these; the rest of the headers' contents is in all.h.
 #pragma once
 
+#define METAL_FUNC inline __attribute__((__always_inline__))
+
 #define INFINITY __builtin_inff()
 #define NAN __builtin_nanf("")
 #define HUGE_VALF __builtin_inff()

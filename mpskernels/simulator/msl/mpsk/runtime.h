@@ -60,7 +60,8 @@ struct argument_traits {
 template <typename T, unsigned Kind, bool Reference>
 struct memory_argument {
   static constexpr unsigned kind = Kind;
-  static constexpr unsigned size = sizeof(T), align = alignof(T);
+  using object = metal::conditional_t<metal::is_void_v<T>, char, T>;
+  static constexpr unsigned size = sizeof(object), align = alignof(object);
   static constexpr bool is_reference = Reference;
 };
 
@@ -196,6 +197,14 @@ __attribute__((always_inline)) inline threadgroup T& threadgroup_memory() {
       : "i"(Id), "i"(sizeof(T)), "i"(Align > alignof(T) ? Align : alignof(T)));
   const mpsk_group* group = self().group;
   return *(threadgroup T*)(group->threadgroup_memory + group->static_offsets[Id]);
+}
+
+// --- Temporaries ------------------------------------------------------------------------------------------------------
+
+// A temporary as the object of the thread that it is, for its methods.
+template <typename T>
+inline thread T* object(const T& temporary) {
+  return (thread T*)&temporary;
 }
 
 // --- Program-scope constants ------------------------------------------------------------------------------------------

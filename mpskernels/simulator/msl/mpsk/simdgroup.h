@@ -36,7 +36,7 @@ template <typename T>
 constexpr bool is_float = false;
 #define MPSK_MARK(KIND, T) \
   template <>              \
-  constexpr bool KIND<T> = true;
+  inline constexpr bool KIND<T> = true;
 MPSK_MARK(is_integer, char)
 MPSK_MARK(is_integer, uchar)
 MPSK_MARK(is_integer, short)
@@ -129,7 +129,11 @@ inline void reduce(void* const* lanes, unsigned active) {
     for (unsigned step = 1; step < Width; step *= 2) {
       for (unsigned i = 0; i + step < Width; i += 2 * step) {
         if (!present[i + step]) continue;
-        values[i] = present[i] ? Op::apply(values[i], values[i + step]) : values[i + step];
+        if (present[i]) {
+          values[i] = Op::apply(values[i], values[i + step]);
+        } else {
+          values[i] = values[i + step];
+        }
         present[i] = true;
       }
     }

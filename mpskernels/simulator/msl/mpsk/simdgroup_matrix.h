@@ -14,11 +14,11 @@ namespace __simdgroup_matrix {
 template <typename T>
 constexpr bool is_matrix_element = false;
 template <>
-constexpr bool is_matrix_element<half> = true;
+inline constexpr bool is_matrix_element<half> = true;
 template <>
-constexpr bool is_matrix_element<bfloat> = true;
+inline constexpr bool is_matrix_element<bfloat> = true;
 template <>
-constexpr bool is_matrix_element<float> = true;
+inline constexpr bool is_matrix_element<float> = true;
 
 // Row and first column of the two elements that a lane holds.
 inline uint row_of(uint lane) { return ((lane >> 1) & 3) | ((lane >> 4) & 1) << 2; }
@@ -27,6 +27,17 @@ inline uint column_of(uint lane) { return (lane & 1) << 1 | ((lane >> 3) & 1) <<
 inline bool leads() { return mpsk::self().lane == 0; }
 
 typedef float float8 __attribute__((ext_vector_type(8)));
+
+template <typename T>
+inline float8 read_row(const T* row) {
+  float8 values;
+  for (int i = 0; i < 8; ++i) values[i] = float(row[i]);
+  return values;
+}
+template <typename T>
+inline void write_row(T* row, float8 values) {
+  for (int i = 0; i < 8; ++i) row[i] = T(values[i]);
+}
 
 template <typename T, int Cols, int Rows = Cols>
 struct simdgroup_matrix;
@@ -76,15 +87,6 @@ struct simdgroup_matrix {
     if (__builtin_expect(distributed, 0)) mpsk_simd((void*)this, &share<T, false>);
   }
 
-  float8 row(int i) const {
-    float8 values;
-    for (int column = 0; column < 8; ++column) values[column] = float(elements[i][column]);
-    return values;
-  }
-  void set_row(int i, float8 values) {
-    for (int column = 0; column < 8; ++column) elements[i][column] = T(values[column]);
-  }
-
   alignas(sizeof(T) * 8) T elements[8][8];
   vec<T, 2> mine;
   bool distributed = false;
@@ -98,77 +100,83 @@ template <typename T, int Cols, int Rows = Cols>
 inline simdgroup_matrix<T, Cols, Rows> make_filled_simdgroup_matrix(T value) {
   simdgroup_matrix<T, Cols, Rows> result;
   if (leads()) {
-    for (int i = 0; i < 8; ++i) result.set_row(i, float8(float(value)));
+    for (int i = 0; i < 8; ++i) write_row(result.elements[i], float8(float(value)));
   }
   return result;
 }
 
-#define MPSK_SIMDGROUP_LOAD(SPACE)                                                                                \
-  template <typename T>                                                                                           \
-  inline void simdgroup_load(thread simdgroup_matrix<T, 8>& d, const SPACE T* source, ulong elements_per_row = 8, \
-                             ulong2 matrix_origin = ulong2(0), bool transpose_matrix = false) {                   \
-    d.distributed = false;                                                                                        \
-    if (!leads()) return;                                                                                         \
-    const SPACE T* first = source + matrix_origin.y * elements_per_row + matrix_origin.x;                         \
-    for (int row = 0; row < 8; ++row) {                                                                           \
-      for (int column = 0; column < 8; ++column) {                                                                \
-        d.elements[row][column] =                                                                                 \
-            transpose_matrix ? first[column * elements_per_row + row] : first[row * elements_per_row + column];   \
-      }                                                                                                           \
-    }                                                                                                             \
+// Out of line: few callers are hot, and kernels have many.
+template <typename T>
+__attribute__((noinline)) void load(T (*elements)[8], const T* source, ulong elements_per_row, bool transpose) {
+  const ulong row_step = transpose ? 1 : elements_per_row, column_step = transpose ? elements_per_row : 1;
+  if (column_step == 1) {
+    for (int row = 0; row < 8; ++row) __builtin_memcpy(elements[row], source + row * row_step, sizeof elements[row]);
+  } else {
+    for (int row = 0; row < 8; ++row) {
+      for (int column = 0; column < 8; ++column) elements[row][column] = source[row * row_step + column * column_step];
+    }
   }
-MPSK_SIMDGROUP_LOAD(device)
-MPSK_SIMDGROUP_LOAD(threadgroup)
-#undef MPSK_SIMDGROUP_LOAD
+}
+template <typename T>
+__attribute__((noinline)) void store(const T (*elements)[8], T* destination, ulong elements_per_row, bool transpose) {
+  const ulong row_step = transpose ? 1 : elements_per_row, column_step = transpose ? elements_per_row : 1;
+  for (int row = 0; row < 8; ++row) {
+    for (int column = 0; column < 8; ++column) destination[row * row_step + column * column_step] = elements[row][column];
+  }
+}
 
-#define MPSK_SIMDGROUP_STORE(SPACE)                                                                                  \
-  template <typename T>                                                                                              \
-  inline void simdgroup_store(const thread simdgroup_matrix<T, 8>& a, SPACE T* destination,                          \
-                              ulong elements_per_row = 8, ulong2 matrix_origin = ulong2(0),                          \
-                              bool transpose_matrix = false) {                                                       \
-    a.gather();                                                                                                      \
-    if (!leads()) return;                                                                                            \
-    SPACE T* first = destination + matrix_origin.y * elements_per_row + matrix_origin.x;                             \
-    for (int row = 0; row < 8; ++row) {                                                                              \
-      for (int column = 0; column < 8; ++column) {                                                                   \
-        first[transpose_matrix ? column * elements_per_row + row : row * elements_per_row + column] = a.elements[row][column]; \
-      }                                                                                                              \
-    }                                                                                                                \
+#define MPSK_SIMDGROUP_MEMORY(SPACE)                                                                                       \
+  template <typename T>                                                                                                    \
+  __attribute__((always_inline)) inline void simdgroup_load(                                                               \
+      thread simdgroup_matrix<T, 8>& d, const SPACE T* source, ulong elements_per_row = 8, ulong2 matrix_origin = ulong2(0), \
+      bool transpose_matrix = false) {                                                                                     \
+    d.distributed = false;                                                                                                 \
+    source += matrix_origin.y * elements_per_row + matrix_origin.x;                                                        \
+    if (leads()) load<T>(d.elements, source, elements_per_row, transpose_matrix);                                   \
+  }                                                                                                                        \
+  template <typename T>                                                                                                    \
+  __attribute__((always_inline)) inline void simdgroup_store(                                                              \
+      const simdgroup_matrix<T, 8>& a, SPACE T* destination, ulong elements_per_row = 8, ulong2 matrix_origin = ulong2(0),  \
+      bool transpose_matrix = false) {                                                                                     \
+    a.gather();                                                                                                            \
+    destination += matrix_origin.y * elements_per_row + matrix_origin.x;                                                   \
+    if (leads()) store<T>(a.elements, destination, elements_per_row, transpose_matrix);                                   \
   }
-MPSK_SIMDGROUP_STORE(device)
-MPSK_SIMDGROUP_STORE(threadgroup)
-#undef MPSK_SIMDGROUP_STORE
+MPSK_SIMDGROUP_MEMORY(device)
+MPSK_SIMDGROUP_MEMORY(threadgroup)
+#undef MPSK_SIMDGROUP_MEMORY
 
 // d = a * b + c, in fp32, rounded once to d's type. d may be any of the operands.
 template <typename D, typename A, typename B, typename C>
-__attribute__((always_inline)) inline void simdgroup_multiply_accumulate(thread simdgroup_matrix<D, 8>& d, const thread simdgroup_matrix<A, 8>& a,
-                                          const thread simdgroup_matrix<B, 8>& b, const thread simdgroup_matrix<C, 8>& c) {
+__attribute__((always_inline)) inline void simdgroup_multiply_accumulate(thread simdgroup_matrix<D, 8>& d,
+                                                                         const simdgroup_matrix<A, 8>& a,
+                                                                         const simdgroup_matrix<B, 8>& b,
+                                                                         const simdgroup_matrix<C, 8>& c) {
   a.gather();
   b.gather();
   c.gather();
   d.distributed = false;
   if (!leads()) return;
-  // Four rows at a time stay in the host's vector registers.
   float8 sum[8];
-  for (int first = 0; first < 8; first += 4) {
-    for (int row = first; row < first + 4; ++row) sum[row] = c.row(row);
-    for (int k = 0; k < 8; ++k) {
-      const float8 right = b.row(k);
-      for (int row = first; row < first + 4; ++row) sum[row] += float8(float(a.elements[row][k])) * right;
-    }
+  for (int row = 0; row < 8; ++row) sum[row] = read_row(c.elements[row]);
+  // Unrolled, it would make kernels with many tiles slow to compile; inline, clang sees that nothing is distributed.
+#pragma clang loop unroll(disable)
+  for (int k = 0; k < 8; ++k) {
+    const float8 right = read_row(b.elements[k]);
+    for (int row = 0; row < 8; ++row) sum[row] += float8(float(a.elements[row][k])) * right;
   }
-  for (int row = 0; row < 8; ++row) d.set_row(row, sum[row]);
+  for (int row = 0; row < 8; ++row) write_row(d.elements[row], sum[row]);
 }
 
 template <typename D, typename A, typename B>
-inline void simdgroup_multiply(thread simdgroup_matrix<D, 8>& d, const thread simdgroup_matrix<A, 8>& a,
-                               const thread simdgroup_matrix<B, 8>& b) {
+inline void simdgroup_multiply(thread simdgroup_matrix<D, 8>& d, const simdgroup_matrix<A, 8>& a,
+                               const simdgroup_matrix<B, 8>& b) {
   const simdgroup_matrix<D, 8> zero = make_filled_simdgroup_matrix<D, 8, 8>(D(0.0f));
   simdgroup_multiply_accumulate(d, a, b, zero);
 }
 
 template <typename T>
-inline simdgroup_matrix<T, 8> operator*(const thread simdgroup_matrix<T, 8>& a, const thread simdgroup_matrix<T, 8>& b) {
+inline simdgroup_matrix<T, 8> operator*(const simdgroup_matrix<T, 8>& a, const simdgroup_matrix<T, 8>& b) {
   simdgroup_matrix<T, 8> d;
   simdgroup_multiply(d, a, b);
   return d;

@@ -22,7 +22,6 @@ template <bool condition, typename T, typename F> struct conditional { using typ
 template <typename T, typename F> struct conditional<false, T, F> { using type = F; };
 template <bool condition, typename T, typename F> using conditional_t = typename conditional<condition, T, F>::type;
 
-template <typename...> using void_t = void;
 template <typename T> struct type_identity { using type = T; };
 template <typename T> using type_identity_t = typename type_identity<T>::type;
 
@@ -34,7 +33,10 @@ template <typename T> struct remove_cv : type_identity<T> {};
 template <typename T> struct remove_cv<const T> : type_identity<T> {};
 template <typename T> struct remove_cv<volatile T> : type_identity<T> {};
 template <typename T> struct remove_cv<const volatile T> : type_identity<T> {};
+template <typename T> struct remove_addrspace : type_identity<T> {};
 #define MPSK_SPACE(space)                                                         \
+  template <typename T> struct remove_addrspace<space T> : type_identity<T> {};    \
+  template <typename T> struct remove_addrspace<const space T> : type_identity<const T> {}; \
   template <typename T> struct remove_cv<space T> : type_identity<T> {};           \
   template <typename T> struct remove_cv<const space T> : type_identity<T> {};     \
   template <typename T> struct remove_cv<volatile space T> : type_identity<T> {};  \
@@ -56,6 +58,7 @@ template <typename T, unsigned long n> struct remove_extent<T[n]> : type_identit
 template <typename T> struct add_const { using type = const T; };
 template <typename T> using remove_const_t = typename remove_const<T>::type;
 template <typename T> using remove_volatile_t = typename remove_volatile<T>::type;
+template <typename T> using remove_addrspace_t = typename remove_addrspace<T>::type;
 template <typename T> using remove_cv_t = typename remove_cv<T>::type;
 template <typename T> using remove_reference_t = typename remove_reference<T>::type;
 template <typename T> using remove_cvref_t = remove_cv_t<remove_reference_t<T>>;
@@ -86,7 +89,6 @@ MPSK_TRAIT(is_trivial, __is_trivial(T))
 MPSK_TRAIT(is_trivially_copyable, __is_trivially_copyable(T))
 MPSK_TRAIT(is_standard_layout, __is_standard_layout(T))
 MPSK_TRAIT(is_pod, __is_pod(T))
-MPSK_TRAIT(is_empty, __is_empty(T))
 template <typename T> struct is_bfloat : false_type {};
 MPSK_TRAIT(is_floating_point, __is_floating_point(remove_cv_t<T>) || is_bfloat<remove_cv_t<T>>::value)
 MPSK_TRAIT(is_arithmetic, is_integral_v<T> || is_floating_point_v<T>)

@@ -1,0 +1,57 @@
+# make demo    the main job on this machine, from nothing: packages, environment, build, run
+# make test    the tests (make test-all: also the slow ones)
+# make lint    what CI checks; make format applies it
+# make bench   our ops against stock torch; make bench-simulator: the simulator itself
+# make build   the native parts only; make clean removes everything that was built
+
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.mpskernels-requirements
+PYTEST := $(PY) -m pytest -q
+CPP = git ls-files -co --exclude-standard -- '*.h' '*.cpp' '*.mm' '*.metal'
+
+.PHONY: demo test test-all lint format bench bench-simulator build setup clean
+
+demo: build
+	$(PY) -m mpskernels demo
+
+test: build
+	$(PYTEST) -n 2 -m "not slow" $(ARGS)
+
+test-all: build
+	$(PYTEST) -n 2 $(ARGS)
+
+lint: setup
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(CPP) | xargs clang-format-19 --dry-run -Werror
+
+format: setup
+	$(PY) -m ruff check --fix-only
+	$(PY) -m ruff format
+	$(CPP) | xargs clang-format-19 -i
+
+bench: build
+	$(PY) -m bench.table $(ARGS)
+
+bench-simulator: build
+	$(PY) -m bench.bench_simulator
+
+build: setup
+	@echo "==> Native build (ninja; nothing to do when nothing changed)"
+	$(PY) setup.py -q build_ext --inplace
+
+setup: $(STAMP)
+	@.ci/system-packages $(PYTHON)
+
+$(STAMP): requirements.txt
+	@.ci/system-packages $(PYTHON)
+	@echo "==> Virtual environment $(VENV) with the packages of requirements.txt"
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q -r requirements.txt
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache bench/.results
+	find mpskernels -name '*.so' -delete -o -name '*.metallib' -delete -o -name build.json -delete

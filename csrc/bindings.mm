@@ -1,0 +1,40 @@
+// mpskernels._C: what Python needs besides torch.ops.mpsk. The ops are defined in their families' files, as
+// fragments of the library mpsk.
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <optional>
+#include <vector>
+
+#include "runtime/runtime.h"
+
+namespace mpsk {
+
+// The checks of all ops, for their fakes; each is defined beside its op.
+void check_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool is_causal,
+                     std::optional<double> scale);
+std::vector<c10::SymInt> check_matmul(const at::Tensor& a, const at::Tensor& b);
+void check_rms_norm(const at::Tensor& x, const std::optional<at::Tensor>& weight, double eps);
+
+}  // namespace mpsk
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  // Exceptions arrive as the Python ones that torch makes of its own.
+  auto def = [&m](const char* name, auto function) { m.def(name, torch::wrap_pybind_function(function)); };
+  auto def_no_gil = [&m](const char* name, auto function) {
+    m.def(name, torch::wrap_pybind_function_no_gil(function));
+  };
+
+  def("check_attention", mpsk::check_attention);
+  def("check_matmul", mpsk::check_matmul);
+  def("check_rms_norm", mpsk::check_rms_norm);
+
+  def("set_metallib", mpsk::set_metallib);
+  def("metallib_path", mpsk::metallib_path);
+  def_no_gil("function_names", mpsk::function_names);
+  def("pipelines", mpsk::pipeline_labels);
+  def("launches", mpsk::launches);
+  def("reset_launches", mpsk::reset_launches);
+  def_no_gil("device_name", [] { return mpsk::device().name; });
+  def_no_gil("gpu_family", [] { return mpsk::device().family; });
+}

@@ -1,0 +1,23 @@
+#include <ATen/mps/MPSDevice.h>
+
+#include "runtime/metal.h"
+#include "runtime/runtime.h"
+
+namespace mpsk {
+
+id<MTLDevice> metal_device() { return at::mps::MPSDevice::getInstance()->device(); }
+
+const Device& device() {
+  static const Device facts = [] {
+    @autoreleasepool {
+      id<MTLDevice> metal = metal_device();
+      int family = 7;
+      // The enumerators of MTLGPUFamily are 1000 + n; older SDKs do not name the newest.
+      while ([metal supportsFamily:static_cast<MTLGPUFamily>(1000 + family + 1)]) ++family;
+      return Device{[[metal name] UTF8String], family};
+    }
+  }();
+  return facts;
+}
+
+}  // namespace mpsk

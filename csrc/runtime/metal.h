@@ -1,0 +1,31 @@
+// Metal, for the runtime's own files.
+#pragma once
+
+#import <Metal/Metal.h>
+
+#include <utility>
+
+namespace mpsk {
+
+// Owns one reference to an Objective-C object; takes over the reference it is made from.
+template <class Object>
+class Retained {
+ public:
+  Retained() = default;
+  explicit Retained(Object object) : object_(object) {}
+  Retained(Retained&& other) noexcept : object_(std::exchange(other.object_, nil)) {}
+  Retained& operator=(Retained&& other) noexcept {
+    std::swap(object_, other.object_);
+    return *this;
+  }
+  ~Retained() { [object_ release]; }
+  Object get() const { return object_; }
+  explicit operator bool() const { return object_ != nil; }
+
+ private:
+  Object object_ = nil;
+};
+
+id<MTLDevice> metal_device();
+
+}  // namespace mpsk

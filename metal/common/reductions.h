@@ -1,0 +1,24 @@
+// Sums across threads.
+#pragma once
+
+#include <metal_stdlib>
+
+namespace mpsk {
+
+// The sum of `value` over `count` simdgroups in a row, of which the caller's is one and `first` the first; every thread
+// of them gets it. `partial` has a float for each simdgroup of the threadgroup and is used once. One barrier, which all
+// threads of the threadgroup must reach; none where count, equal for all, is 1.
+inline float simdgroups_sum(float value, uint first, uint count, uint lane, uint simdgroup,
+                            threadgroup float* partial) {
+  value = metal::simd_sum(value);
+  if (count == 1) {
+    return value;
+  }
+  if (lane == 0) {
+    partial[simdgroup] = value;
+  }
+  metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);  // publishes partial
+  return metal::simd_sum(lane < count ? partial[first + lane] : 0.0f);
+}
+
+}  // namespace mpsk

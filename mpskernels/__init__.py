@@ -1,0 +1,46 @@
+"""Hand-written Metal kernels for PyTorch on Apple GPUs.
+
+    import torch, mpskernels
+    y = mpskernels.matmul(a, b)          # or torch.ops.mpsk.matmul(a, b); tensors on device mps
+
+On a machine without Metal the same kernels and the same glue run on a software Metal device, which importing this
+package puts behind torch's `mps` device; see `mpskernels.simulator`.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+_HERE = Path(__file__).resolve().parent
+
+
+def _load() -> None:
+    """Loads the native parts, each missing or foreign one with a sentence that says what to do."""
+    try:
+        built = json.loads((_HERE / "build.json").read_text())
+    except FileNotFoundError:
+        raise ImportError("mpskernels is not built here; build it with: make build (or pip install .)") from None
+    found = ".".join(torch.__version__.split(".")[:2])
+    if built["torch"] != found:
+        raise ImportError(
+            f"mpskernels was built against torch {built['torch']} and found torch {found}, of another C++ interface; "
+            "rebuild it with: make build (or pip install --no-build-isolation .)"
+        )
+    if sys.platform != "darwin":
+        from mpskernels import simulator  # noqa: F401  (Metal and torch's mps device, which the glue needs)
+    from mpskernels import _C
+
+    _C.set_metallib(str(_HERE / "mpskernels.metallib"))
+
+
+_load()
+
+from mpskernels.info import Info, info  # noqa: E402
+from mpskernels.ops.attention import attention  # noqa: E402
+from mpskernels.ops.matmul import matmul  # noqa: E402
+from mpskernels.ops.norm import rms_norm  # noqa: E402
+
+__version__ = "0.1.0"
+__all__ = ["Info", "attention", "info", "matmul", "rms_norm"]

@@ -1,0 +1,58 @@
+"""What this installation is and what it has done: the device, the metallib, and which op ran which kernel how often."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from mpskernels import _C
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    """A snapshot; `str()` of it is what `python -m mpskernels info` prints."""
+
+    device: str  # the chip, "Apple M4"
+    gpu_family: int  # Apple GPU family: 7 is M1, 8 M2, 9 M3 and M4, 10 M5
+    simulated: bool  # a software Metal device, whose wall times are not GPU times
+    torch: str
+    metallib: str  # its path
+    metallib_built_by: str
+    functions: int  # kernels in the metallib
+    pipelines: list[str]  # created so far, as name?constant=value
+    launches: dict[str, dict[str, int]]  # op -> pipeline -> how often it was dispatched
+
+    def __str__(self) -> str:
+        kind = "simulated in software; wall times are not GPU times" if self.simulated else "real"
+        lines = [
+            f"device     {self.device} ({kind}), Apple GPU family {self.gpu_family}",
+            f"torch      {self.torch}",
+            f"metallib   {self.metallib}",
+            f"           {self.functions} functions, built by {self.metallib_built_by}",
+            f"pipelines  {len(self.pipelines)} created",
+        ]
+        width = max(map(len, self.launches), default=0)
+        lines += [
+            f"launches   {op:<{width}}  {pipeline}  x{count}"
+            for op, pipelines in sorted(self.launches.items())
+            for pipeline, count in sorted(pipelines.items())
+        ]
+        return "\n".join(lines)
+
+
+def info() -> Info:
+    """The state of this process. Opens the metallib where no op has done so, and raises where it cannot be opened."""
+    built = json.loads((Path(__file__).parent / "build.json").read_text())
+    return Info(
+        device=_C.device_name(),
+        gpu_family=_C.gpu_family(),
+        simulated=sys.platform != "darwin",
+        torch=torch.__version__,
+        metallib=_C.metallib_path(),
+        metallib_built_by=built["metallib"],
+        functions=len(_C.function_names()),
+        pipelines=_C.pipelines(),
+        launches=_C.launches(),
+    )

@@ -1,0 +1,78 @@
+"""Hugging Face transformers models on our kernels: `use_mpskernels(model)`."""
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import sdpa_mask
+
+import mpskernels
+from mpskernels import nn
+
+ATTENTION = "mpskernels"
+
+
+def attention_forward(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface. It takes [batch, heads, length, head_dim] and returns heads third."""
+    if attention_mask is not None:
+        raise NotImplementedError(
+            f"mpskernels attention: a mask of shape {tuple(attention_mask.shape)} is needed here, and only causal or "
+            "full attention is supported; use inputs without padding, packing, sliding windows or chunked prefill"
+        )
+    refused = {"dropout": dropout, **{name: kwargs.get(name) for name in ("softcap", "s_aux", "position_bias")}}
+    for name, given in refused.items():
+        if given is not None and not (isinstance(given, float) and given == 0.0):
+            raise NotImplementedError(f"mpskernels attention: {name} is not supported")
+    length = query.size(2)
+    # One query is the last one, and sees all keys. Without a mask, several start at the first key: what a static cache
+    # holds beyond them is empty.
+    causal = length > 1 and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    if causal and key.size(2) > length:
+        key, value = key[:, :, :length], value[:, :, :length]
+    out = mpskernels.attention(query, key, value, is_causal=causal, scale=scaling)
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ATTENTION, attention_forward)
+# No mask where causal or full attention says it all, as with torch's own attention.
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+def _is_rms_norm(module: torch.nn.Module) -> bool:
+    """Of the form x / rms(x) * weight. Others, such as Gemma's (1 + weight), name their epsilon differently."""
+    return type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon")
+
+
+def use_mpskernels(model: PreTrainedModel) -> PreTrainedModel:
+    """Puts the model's RMS norms, linear layers and attention on our kernels, in place, and returns it.
+
+    Parameters stay the same objects under the same names. A kind of norm that we have no kernel for is refused with
+    NotImplementedError, before anything has changed. Call the model under `torch.no_grad()`.
+    """
+    replacements = {}
+    for name, module in model.named_modules():
+        if type(module) is torch.nn.Linear:
+            new = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+            new.weight, new.bias = module.weight, module.bias
+        elif _is_rms_norm(module):
+            new = nn.RMSNorm(module.weight.size(0), eps=module.variance_epsilon, device="meta")
+            new.weight = module.weight
+        elif "Norm" in type(module).__name__:
+            raise NotImplementedError(
+                f"mpskernels has no kernel for {name}, a {type(module).__name__}; it has RMSNorm as in Llama"
+            )
+        else:
+            continue
+        replacements[name] = new.train(module.training)
+    model.set_attn_implementation(ATTENTION)
+    for name, new in replacements.items():
+        model.set_submodule(name, new)
+    return model

@@ -1,0 +1,34 @@
+"""Drop-in modules: the parameters, names and arguments of torch's own, so that state dicts load both ways.
+
+Forward only, like the ops beneath: call them under `torch.no_grad()`.
+"""
+
+import torch
+
+import mpskernels
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """`torch.nn.RMSNorm` over the last dimension."""
+
+    def __init__(self, normalized_shape: int | list[int] | tuple[int, ...], *args, **kwargs) -> None:
+        super().__init__(normalized_shape, *args, **kwargs)
+        if len(self.normalized_shape) != 1:
+            raise NotImplementedError(
+                f"mpskernels.nn.RMSNorm: expected normalized_shape of one dimension, got {self.normalized_shape}"
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
+        return mpskernels.rms_norm(x, self.weight, eps)
+
+
+class Linear(torch.nn.Linear):
+    """`torch.nn.Linear`; the weight is read through a transposed view, never copied."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        # One matrix of all rows: a batch of products with one shared weight would read it once for each.
+        out = mpskernels.matmul(input.reshape(-1, input.size(-1)), self.weight.t())
+        if self.bias is not None:
+            out += self.bias
+        return out.reshape(*input.shape[:-1], self.out_features)

@@ -1,0 +1,36 @@
+"""Normalization."""
+
+import torch
+
+from mpskernels import _C
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor | None = None, eps: float = 1e-6) -> torch.Tensor:
+    """Root mean square normalization over the last dimension: `x / sqrt(mean(x * x) + eps) * weight`.
+
+    Root mean square layer normalization: Zhang and Sennrich, 2019.
+
+    Args:
+        x: `(..., columns)`, float32, float16 or bfloat16, of at most 17 dimensions. Any strides are read in place.
+        weight: `(columns,)`, in the dtype of `x` or in float32.
+        eps: finite, not negative. The smallest normal float32 stands in for less, so a row of zeros stays zero.
+
+    Both are on `mps`. There may be no rows, or no columns.
+
+    Returns:
+        `(..., columns)`, contiguous, in the dtype of `x`. Computed in float32 and rounded once, after the weight.
+        A row whose sum of squares passes the range of float32 becomes zero, as in `torch.nn.functional.rms_norm`.
+        The same call gives the same bits every time.
+
+    Raises:
+        ValueError: a tensor that is not on `mps`, more dimensions, sizes that do not match, another eps.
+        TypeError: another dtype.
+        NotImplementedError: a gradient is needed.
+    """
+    return torch.ops.mpsk.rms_norm(x, weight, eps)
+
+
+@torch.library.register_fake("mpsk::rms_norm")
+def _(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
+    _C.check_rms_norm(x, weight, eps)
+    return x.new_empty(x.shape)

@@ -1,0 +1,48 @@
+"""The software Metal device: runs Metal kernels, and the code that launches them, on a machine without an Apple GPU.
+
+Importing this package puts it behind torch's device `mps`. `MPSK_SIMULATE` chooses the chip it stands for (default m4).
+"""
+
+from __future__ import annotations
+
+import atexit
+from dataclasses import dataclass
+
+import torch  # noqa: F401  (its libraries must be there before ours)
+
+from mpskernels.simulator import _simulator
+from mpskernels.simulator.compiler import CompileError
+from mpskernels.simulator.shader import MetalKernel, ShaderLibrary, compile_shader, load_metallib
+from mpskernels.simulator.torch_face import enable, install
+
+__all__ = ["Chip", "CompileError", "MetalKernel", "ShaderLibrary", "chip", "compile_shader", "enable", "load_metallib"]
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What the simulated device answers about itself."""
+
+    chip: str  # as MPSK_SIMULATE spells it
+    name: str
+    architecture: str
+    gpu_family: str
+    gpu_cores: int
+    memory_gib: int
+    bandwidth_gb_per_s: float
+    max_buffer_length: int
+    recommended_max_working_set_size: int
+    threads: int  # of this machine that execute kernels
+
+
+def chip() -> Chip:
+    """The chip that the device stands for.
+
+    Raises:
+        RuntimeError: MPSK_SIMULATE names no chip.
+    """
+    return Chip(**_simulator.facts())
+
+
+chip()  # an unknown one is refused here, before any work
+install()
+atexit.register(_simulator.shut_down)

@@ -1,0 +1,161 @@
+// The Python module mpskernels.simulator._simulator: kernels of any metallib, facts about the device.
+#include <ATen/mps/MPSStream.h>
+#include <torch/csrc/utils/pybind.h>
+#include <torch/python.h>
+
+#include <variant>
+
+#include "../device/fiber.h"
+#include "objects.h"
+#include "torch_device.h"
+
+namespace py = pybind11;
+
+namespace mpsk {
+namespace {
+
+std::string reason(NSError* error) { return error == nil ? "unknown reason" : text([error localizedDescription]); }
+
+// What a kernel's parameter is given: a tensor, bytes, or nothing.
+using Argument = std::variant<std::monostate, at::Tensor, std::string>;
+
+class Kernel {
+ public:
+  Kernel(id<MTLLibrary> library, const std::string& name) {
+    const AutoreleasePool pool;
+    NSError* error = nil;
+    id<MTLFunction> function = [[library newFunctionWithName:string(name)] autorelease];
+    TORCH_CHECK(function != nil, "the library has no kernel '", name, "'");
+    id state = [[library device] newComputePipelineStateWithFunction:function error:&error];
+    TORCH_CHECK(state != nil, "cannot create the pipeline of kernel '", name, "': ", reason(error));
+    state_ = Ref<>(state);
+    [state release];
+  }
+
+  void launch(const std::vector<Argument>& arguments, std::array<size_t, 3> threads, std::array<size_t, 3> group) const {
+    const py::gil_scoped_release release;
+    at::mps::MPSStream* stream = at::mps::getCurrentMPSStream();
+    dispatch_sync(stream->queue(), ^{
+      id<MTLComputeCommandEncoder> encoder = stream->commandEncoder();
+      [encoder setComputePipelineState:state_.get()];
+      for (size_t i = 0; i < arguments.size(); ++i) bind(encoder, arguments[i], i);
+      [encoder dispatchThreads:MTLSizeMake(threads[0], threads[1], threads[2])
+          threadsPerThreadgroup:MTLSizeMake(group[0], group[1], group[2])];
+    });
+  }
+
+  size_t max_threads() const { return [state_.get() maxTotalThreadsPerThreadgroup]; }
+  size_t execution_width() const { return [state_.get() threadExecutionWidth]; }
+  size_t threadgroup_memory() const { return [state_.get() staticThreadgroupMemoryLength]; }
+
+ private:
+  static void bind(id<MTLComputeCommandEncoder> encoder, const Argument& argument, size_t index) {
+    if (const auto* bytes = std::get_if<std::string>(&argument)) {
+      [encoder setBytes:bytes->data() length:bytes->size() atIndex:index];
+    } else if (const auto* tensor = std::get_if<at::Tensor>(&argument)) {
+      TORCH_CHECK(tensor->is_mps(), "argument ", index, ": expected a tensor on device mps, got ", tensor->device());
+      [encoder setBuffer:tensor->numel() == 0 ? nil : __builtin_bit_cast(id<MTLBuffer>, tensor->storage().data())
+                  offset:static_cast<NSUInteger>(tensor->storage_offset()) * tensor->element_size()
+                 atIndex:index];
+    }
+  }
+
+  Ref<> state_;
+};
+
+class Library {
+ public:
+  explicit Library(const std::string& path) {
+    const AutoreleasePool pool;
+    NSError* error = nil;
+    id library = [[MPSKDevice shared] newLibraryWithURL:[NSURL fileURLWithPath:string(path)] error:&error];
+    adopt(library, error);
+  }
+  explicit Library(const py::bytes& bytes) {
+    const AutoreleasePool pool;
+    NSError* error = nil;
+    const std::string_view view = bytes;
+    dispatch_data_t data = mpsk_dispatch_data_create(view.data(), view.size());
+    id library = [[MPSKDevice shared] newLibraryWithData:data error:&error];
+    dispatch_release(data);
+    adopt(library, error);
+  }
+
+  std::vector<std::string> names() const {
+    const AutoreleasePool pool;
+    std::vector<std::string> names;
+    for (NSString* name in [library_.get() functionNames]) names.push_back(text(name));
+    return names;
+  }
+  Kernel kernel(const std::string& name) const { return Kernel(library_.get(), name); }
+
+ private:
+  void adopt(id library, NSError* error) {
+    TORCH_CHECK(library != nil, reason(error));
+    library_ = Ref<>(library);
+    [library release];
+  }
+  Ref<> library_;
+};
+
+// A Python function that makes a metallib of Metal source; never freed, as it may outlive the interpreter.
+PyObject* python_compiler = nullptr;
+
+std::string compile(const std::string& source, const std::string& math_mode) {
+  const py::gil_scoped_acquire acquire;
+  try {
+    return py::str(py::handle(python_compiler)(source, math_mode));
+  } catch (const py::error_already_set& error) {
+    throw std::runtime_error(py::str(error.value()));
+  }
+}
+
+py::dict facts() {
+  const Chip& c = chip();
+  py::dict result;
+  result["chip"] = py::str(c.key.data(), c.key.size());
+  result["name"] = c.name;
+  result["architecture"] = c.architecture;
+  result["gpu_family"] = "Apple" + std::to_string(c.apple_family);
+  result["gpu_cores"] = c.gpu_cores;
+  result["memory_gib"] = c.memory_gib;
+  result["bandwidth_gb_per_s"] = c.bandwidth_gb_per_s;
+  result["max_buffer_length"] = max_buffer_length();
+  result["recommended_max_working_set_size"] = recommended_working_set();
+  result["threads"] = device::worker_count();
+  return result;
+}
+
+// A CPU tensor of bytes over the memory of a tensor on mps.
+at::Tensor host_alias(const at::Tensor& tensor) {
+  TORCH_CHECK(tensor.is_mps(), "expected storage on device mps, got ", tensor.device());
+  const c10::Storage& storage = tensor.storage();
+  return at::from_blob(buffer_contents(storage.mutable_data()), {static_cast<int64_t>(storage.nbytes())},
+                       [storage](void*) {}, at::TensorOptions().dtype(at::kByte));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  py::class_<Kernel>(m, "Kernel")
+      .def("launch", &Kernel::launch)
+      .def_property_readonly("max_threads_per_threadgroup", &Kernel::max_threads)
+      .def_property_readonly("thread_execution_width", &Kernel::execution_width)
+      .def_property_readonly("static_thread_group_memory_length", &Kernel::threadgroup_memory);
+  py::class_<Library>(m, "Library")
+      .def(py::init<const py::bytes&>())
+      .def(py::init<const std::string&>())
+      .def("names", &Library::names)
+      .def("kernel", &Library::kernel);
+  m.def("facts", &facts);
+  m.def("bench_fiber_switch", &device::time_switches);
+  m.def("host_alias", &host_alias);
+  m.def("in_bad_fork", &in_bad_fork);
+  m.def("shut_down", &shut_down, py::call_guard<py::gil_scoped_release>());
+  m.def("set_compiler", [](const py::function& function) {
+    python_compiler = function.inc_ref().ptr();
+    set_compiler(&compile);
+  });
+}
+
+}  // namespace mpsk

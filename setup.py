@@ -1,0 +1,211 @@
+"""The native build of mpskernels: one ninja file for the glue, the metallib and, on Linux, the software Metal device.
+
+`torch.utils.cpp_extension` refuses Objective-C++ on Linux, so the build step is our own. `python setup.py build_ext
+--inplace` and `pip install -e .` write next to the sources, `pip install .` into the wheel; ninja decides what is out
+of date, and MAX_JOBS limits how much it runs at once.
+"""
+
+import fcntl
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import runpy
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+HERE = Path(__file__).resolve().parent
+SIMULATOR = HERE / "mpskernels" / "simulator"
+MACOS = platform.system() == "Darwin"
+METAL_STD = "metal3.1"
+
+
+def torch_root() -> Path:
+    """Where torch lies. It is not imported: that costs seconds, and a build that has nothing to do should take none."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        sys.exit("mpskernels builds against torch: pip install torch==2.13.0, then build with --no-build-isolation")
+    return Path(spec.origin).parent
+
+
+def torch_minor() -> str:
+    """The release series that the build is tied to, such as 2.13: torch keeps no C++ ABI across series."""
+    return ".".join(importlib.metadata.version("torch").split(".")[:2])
+
+
+def program(name: str, remedy: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        sys.exit(f"mpskernels needs {name}, which is not installed; try: {remedy}")
+    return path
+
+
+class Build:
+    """Collects ninja edges. What an installed package needs is built under `root`, everything else in `scratch`."""
+
+    def __init__(self, root: Path, scratch: Path) -> None:
+        self.root = root / "mpskernels"
+        self.scratch = scratch
+        self.outputs: list[Path] = []
+        self.lines: list[str] = []
+        torch, python = torch_root(), sysconfig.get_paths()
+        includes = [
+            torch / "include",
+            torch / "include/torch/csrc/api/include",
+            python["include"],
+            python["platinclude"],
+        ]
+        includes = " ".join(f"-isystem {path}" for path in dict.fromkeys(map(str, includes)))
+        includes = f"-I{HERE / 'metal'} -I{HERE / 'csrc'} {includes}"
+        torch_libs = f"-L{torch / 'lib'} -ltorch -ltorch_cpu -lc10"
+        if MACOS:
+            target = "-arch arm64 -mmacosx-version-min=14.0"
+            self.cxx = program("clang++", "xcode-select --install")
+            objcxx = f"{target} -std=c++20 -fno-objc-arc -O2 -Wall -Wextra -Wshadow -Werror {includes}"
+            self.flags = {".mm": objcxx}
+            self.ldflags = (
+                f"{target} -bundle -undefined dynamic_lookup {torch_libs} "
+                "-framework Metal -framework Foundation -Wl,-rpath,@loader_path/../torch/lib"
+            )
+            self.python_libs = "-ltorch_python"
+        else:
+            framework = runpy.run_path(str(SIMULATOR / "framework" / "flags.py"))
+            self.cxx = program(framework["COMPILER"], "sudo apt-get install clang-19 lld-19")
+            common = [*framework["COMMON"], *framework["WARNINGS"], *framework["INCLUDES"], includes]
+            self.flags = {".mm": " ".join(framework["OBJCXX"] + common), ".cpp": " ".join(framework["CXX"] + common)}
+            self.ldflags = f"-shared -fuse-ld=lld-19 -Wl,-z,defs {torch_libs} {' '.join(framework['LIBRARIES'])}"
+            # Python itself provides its C API, so only the modules may leave symbols open.
+            self.python_libs = "-ltorch_python -Wl,-z,undefs"
+            self.personality = framework["PERSONALITY_SOURCE"]
+        self.rule("cxx", "$flags -MMD -MF $out.d -c $in -o $out", command=self.cxx, depfile="$out.d", deps="gcc")
+        self.rule("link", "$in -o $out $flags", command=self.cxx)
+
+    def rule(self, name: str, arguments: str, *, command: str, **variables: str) -> None:
+        self.lines += [f"rule {name}", f"  command = {command} {arguments}", f"  description = {name} $out"]
+        self.lines += [f"  {key} = {value}" for key, value in variables.items()]
+
+    def edge(
+        self, rule: str, output: Path, inputs: list[Path], *, implicit: list[Path] = (), **variables: object
+    ) -> Path:
+        needs = " ".join(map(str, inputs)) + (" | " + " ".join(map(str, implicit)) if implicit else "")
+        self.lines.append(f"build {output}: {rule} {needs}")
+        self.lines += [f"  {key} = {value}" for key, value in variables.items()]
+        return output
+
+    def objects(self, sources: list[Path], extra: str = "") -> list[Path]:
+        return [
+            self.edge(
+                "cxx",
+                self.scratch / f"{source.relative_to(HERE)}.o",
+                [source],
+                flags=f"{self.flags[source.suffix]} {extra}",
+            )
+            for source in sorted(sources)
+        ]
+
+    def library(self, name: str, objects: list[Path], flags: str = "", needs: list[Path] = ()) -> Path:
+        soname = "" if MACOS else f"-Wl,-soname,{Path(name).name}"
+        output = self.edge("link", self.root / name, [*objects, *needs], flags=f"{soname} {self.ldflags} {flags}")
+        self.outputs.append(output)
+        return output
+
+    def module(self, name: str, objects: list[Path], device: Path | None) -> None:
+        """A Python module; on Linux it finds the software device relative to itself."""
+        if device is None:
+            self.library(f"{name}.so", objects, self.python_libs)
+        else:
+            lib = os.path.relpath(device.parent, (self.root / name).parent)
+            self.library(f"{name}.so", objects, f"{self.python_libs} -Wl,-rpath,'$$ORIGIN/{lib}'", [device])
+
+    def native(self) -> None:
+        """`mpskernels._C`, and on Linux what stands in Metal.framework's place with its own Python module."""
+        glue = self.objects(list((HERE / "csrc").rglob("*.mm")), "-fvisibility=hidden -DTORCH_EXTENSION_NAME=_C")
+        if MACOS:
+            self.module("_C", glue, None)
+            return
+        [personality] = self.objects([self.personality])
+        bindings = list((SIMULATOR / "framework").glob("bindings*.*"))
+        rooms = SIMULATOR / "device", SIMULATOR / "framework"
+        sources = [path for room in rooms for path in room.rglob("*") if path.suffix in self.flags]
+        sources = [path for path in sources if path not in [*bindings, self.personality]]
+        device = self.library(
+            "simulator/lib/libmpsk_metal.so", [*self.objects(sources), personality], "-lboost_context"
+        )
+        bindings = self.objects(bindings, "-fvisibility=hidden -DTORCH_EXTENSION_NAME=_simulator")
+        self.module("simulator/_simulator", [*bindings, personality], device)
+        self.module("_C", [*glue, personality], device)
+
+    def metallib(self) -> str:
+        """One object per .metal file, then a link; says how it was done."""
+        if MACOS:
+            xcrun = program("xcrun", "xcode-select --install")
+            if subprocess.run([xcrun, "-sdk", "macosx", "--find", "metal"], capture_output=True).returncode:
+                sys.exit(
+                    "mpskernels needs Apple's Metal compiler, which Xcode has and its command-line tools lack; "
+                    "install Xcode, then: sudo xcode-select -s /Applications/Xcode.app && "
+                    "xcodebuild -downloadComponent MetalToolchain"
+                )
+            compiler, linker = f"{xcrun} -sdk macosx metal -mmacosx-version-min=14.0", f"{xcrun} -sdk macosx metallib"
+            arguments, implicit = f"-std={METAL_STD} -O2 -MMD -MF $depfile", []
+        else:
+            compiler = linker = f"PYTHONPATH={SIMULATOR} {sys.executable} -m compiler"
+            arguments = f"--std={METAL_STD} --depfile $depfile"
+            linker += " --link"
+            parts = [*(SIMULATOR / "compiler").rglob("*"), *(SIMULATOR / "msl").rglob("*"), SIMULATOR / "device/abi.h"]
+            implicit = sorted(path for path in parts if path.is_file() and path.suffix != ".pyc")
+        arguments = f"{arguments} -I{HERE / 'metal'} -c $in -o $out"
+        self.rule("metal", arguments, command=compiler, deps="gcc")
+        self.rule("metallib", "$in -o $out", command=linker)
+        objects = []
+        for source in sorted((HERE / "metal").glob("*.metal")):
+            output = self.scratch / "metal" / f"{source.stem}.o"
+            objects.append(self.edge("metal", output, [source], implicit=implicit, depfile=output.with_suffix(".d")))
+        self.outputs.append(self.edge("metallib", self.root / "mpskernels.metallib", objects))
+        return f"xcrun metal -std={METAL_STD}" if MACOS else f"the simulator's compiler, -std={METAL_STD}"
+
+    def run(self) -> None:
+        self.native()
+        record = {"torch": torch_minor(), "metallib": self.metallib()}
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        self.root.mkdir(parents=True, exist_ok=True)
+        (self.root / "build.json").write_text(json.dumps(record, indent=2) + "\n")
+        self.outputs.append(self.root / "build.json")
+        file = self.scratch / "build.ninja"
+        file.write_text("\n".join(["ninja_required_version = 1.10", f"builddir = {self.scratch}", *self.lines, ""]))
+        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+        with (self.scratch / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # ninja's own log does not survive two at once
+            failed = subprocess.run([sys.executable, "-m", "ninja", "-k", "0", "-f", str(file), *jobs]).returncode
+        if failed:
+            sys.exit("mpskernels: the native build failed; the errors stand above")
+
+
+class BuildNative(build_ext):
+    """Setuptools' place for native code, filled by `Build`."""
+
+    def run(self) -> None:
+        in_place = self.inplace or self.editable_mode
+        root = HERE if in_place else Path(self.build_lib).resolve()
+        scratch = HERE / "build" / "inplace" if in_place else Path(self.build_temp).resolve()
+        self.build = Build(root, scratch)
+        self.build.run()
+
+    def get_outputs(self) -> list[str]:
+        return [str(path) for path in self.build.outputs]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+
+setup(
+    ext_modules=[Extension("mpskernels._C", sources=[])],
+    cmdclass={"build_ext": BuildNative},
+    install_requires=[f"torch=={torch_minor()}.*"],
+)

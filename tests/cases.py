@@ -1,0 +1,147 @@
+"""What the tests and benchmarks of all families share: dtypes, accuracy, samples of every op, and ways to call them."""
+
+import contextlib
+import math
+import unittest.mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import mpskernels
+
+DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+DTYPE_IDS = {dtype: name for name, dtype in DTYPES.items()}
+dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+
+# Error that is allowed whatever stock torch does, in eps of the dtype (the distance from 1 to the next number).
+# Half and bfloat results are float32 results rounded once: half an eps, and a little for what float32 itself loses.
+# Float32 results lose an eps or so in each of a few steps; stock torch's wider sums of products may lose none.
+ALLOWED = {torch.float32: 4.0, torch.float16: 0.51, torch.bfloat16: 0.51}
+
+_accuracy = []
+
+
+def take_accuracy() -> list[tuple[str, float, float]]:
+    """(dtype, error, allowed) of each assert_accurate since the last call."""
+    taken = list(_accuracy)
+    _accuracy.clear()
+    return taken
+
+
+def worst_error(actual: torch.Tensor, expected: torch.Tensor, scale: torch.Tensor | None = None) -> float:
+    """The worst error of an element against `expected` (float64), in eps of the dtype of `actual` times `scale`.
+
+    `scale` is the size of the numbers whose rounding makes the error: |expected| itself unless terms may cancel.
+    """
+    info = torch.finfo(actual.dtype)
+    actual = actual.detach().cpu().double()
+    scale = (expected if scale is None else scale).abs().clamp(min=info.smallest_normal)
+    same = (actual == expected) | (actual.isnan() & expected.isnan())
+    errors = torch.where(same, 0.0, (actual - expected).abs() / scale)
+    return math.inf if errors.isnan().any() else errors.max().item() / info.eps if errors.numel() else 0.0
+
+
+def assert_accurate(
+    actual: torch.Tensor,
+    expected: torch.Tensor,
+    *,
+    stock: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+    allowed: float | None = None,
+) -> None:
+    """Asserts that the worst error is at most `allowed`, or at most twice that of stock torch on the CPU."""
+    assert actual.device.type == "mps"
+    assert actual.shape == expected.shape
+    assert expected.dtype == torch.float64
+    limit = ALLOWED[actual.dtype] if allowed is None else allowed
+    if stock is not None:
+        assert stock.dtype == actual.dtype
+        limit = max(limit, 2 * worst_error(stock, expected, scale))
+    error = worst_error(actual, expected, scale)
+    _accuracy.append((DTYPE_IDS[actual.dtype], error, limit))
+    print(f"worst error {error:.3f} eps of {DTYPE_IDS[actual.dtype]}, {limit:.3f} allowed")
+    assert error <= limit
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    """Standard normal numbers on the CPU."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def to_mps(tree):
+    """Moves the tensors of a nest of tuples, lists and dicts; views keep their strides and storage offset."""
+
+    def move(x):
+        if not isinstance(x, torch.Tensor):
+            return x
+        storage = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage()).to("mps")
+        return storage.as_strided(x.shape, x.stride(), x.storage_offset())
+
+    return torch.utils._pytree.tree_map(move, tree)
+
+
+# A sample call of every op: op -> dtype -> (args, kwargs), on the CPU.
+SAMPLES = {
+    "rms_norm": lambda dtype: ((random(3, 40, dtype=dtype), random(40, dtype=dtype, seed=1), 1e-6), {}),
+    "matmul": lambda dtype: ((random(2, 5, 7, dtype=dtype), random(7, 9, dtype=dtype, seed=1)), {}),
+    "attention": lambda dtype: (
+        tuple(random(1, 2, 6, 32, dtype=dtype, seed=seed) for seed in range(3)),
+        {"is_causal": True},
+    ),
+}
+ops = pytest.mark.parametrize("op", SAMPLES)
+
+
+def sample(op: str, dtype: torch.dtype = torch.float32):
+    return to_mps(SAMPLES[op](dtype))
+
+
+def direct(op: str):
+    return getattr(torch.ops.mpsk, op)
+
+
+def typed(op: str):
+    return getattr(mpskernels, op)
+
+
+@contextlib.contextmanager
+def without_stock_ops():
+    """Python's ways to the stock ops that do what ours do raise here."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a stock op was called")
+
+    names = ["mm", "bmm", "matmul", "addmm", "baddbmm", "einsum", "rms_norm", "softmax", "rsqrt", "mul", "pow"]
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            stack.enter_context(unittest.mock.patch.object(torch, name, refuse))
+        for name in ["linear", "rms_norm", "softmax", "scaled_dot_product_attention"]:
+            stack.enter_context(unittest.mock.patch.object(F, name, refuse))
+        for name in ["__matmul__", "matmul", "mm", "bmm", "mul", "__mul__", "softmax"]:
+            stack.enter_context(unittest.mock.patch.object(torch.Tensor, name, refuse))
+        yield
+
+
+def assert_rejected(op: str, args: tuple, kwargs: dict, error: type[Exception], text: str) -> None:
+    """Asserts that the same error comes from the op, its typed function, its fake and a traced call."""
+
+    def caught(function, *call_args, **call_kwargs) -> Exception:
+        with pytest.raises(Exception) as info:  # noqa: PT011  (its type and text are what the caller looks at)
+            function(*call_args, **call_kwargs)
+        return info.value
+
+    def compiled(function):
+        torch._dynamo.reset()
+        return torch.compile(function, fullgraph=True, backend="eager")
+
+    for function in (direct(op), typed(op)):
+        found = caught(function, *args, **kwargs)
+        assert (type(found), str(found)) == (error, text)
+    mode = FakeTensorMode()
+    fake_args, fake_kwargs = torch.utils._pytree.tree_map_only(torch.Tensor, mode.from_tensor, (args, kwargs))
+    with mode:
+        found = caught(direct(op), *fake_args, **fake_kwargs)
+    assert (type(found), str(found)) == (error, text)
+    assert text in str(caught(compiled(typed(op)), *args, **kwargs))

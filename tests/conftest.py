@@ -1,0 +1,33 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # cases.py, for the tests of every family
+
+import cases
+
+import mpskernels  # noqa: F401  (its device must exist before the tests make tensors)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Hands what assert_accurate saw to the summary, which may be made in another process."""
+    report = yield
+    if call.when == "call":
+        report.user_properties += [("accuracy", (item.originalname, *entry)) for entry in cases.take_accuracy()]
+    return report
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The worst error of each test in each dtype."""
+    worst = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for key, (test, dtype, error, allowed) in getattr(report, "user_properties", []):
+                if key == "accuracy":
+                    worst[test, dtype] = max(worst.get((test, dtype), (0.0, 0.0)), (error, allowed))
+    if worst:
+        terminalreporter.section("worst errors, in eps of the dtype")
+        for (test, dtype), (error, allowed) in sorted(worst.items()):
+            terminalreporter.line(f"{test:<50} {dtype:<5} {error:8.3f} of {allowed:.3f} allowed")

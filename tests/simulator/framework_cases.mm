@@ -1,0 +1,621 @@
+// Uses of the Metal classes, right and wrong, each by name. Prints "name<TAB>outcome": what the case returned, or
+// "error: " and the text of the exception. Driven by test_framework.py.
+#include <ATen/mps/MPSStream.h>
+#import <Metal/Metal.h>
+
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <map>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace {
+
+id<MTLDevice> device;
+id<MTLLibrary> library;
+id<MTLCommandQueue> queue;
+
+std::string text(NSString* string) { return string == nil ? "nil" : [string UTF8String]; }
+
+id<MTLBuffer> floats(std::vector<float> values) {
+  return [[device newBufferWithBytes:values.data() length:values.size() * sizeof(float) options:0] autorelease];
+}
+const float* contents(id<MTLBuffer> buffer) { return static_cast<const float*>([buffer contents]); }
+
+id<MTLComputePipelineState> pipeline(const char* name, MTLFunctionConstantValues* constants = nil) {
+  NSError* error = nil;
+  NSString* wanted = [NSString stringWithUTF8String:name];
+  id<MTLFunction> function = constants == nil
+                                 ? [library newFunctionWithName:wanted]
+                                 : [library newFunctionWithName:wanted constantValues:constants error:&error];
+  id<MTLComputePipelineState> state =
+      function == nil ? nil : [device newComputePipelineStateWithFunction:function error:&error];
+  if (state == nil) throw std::runtime_error("NSError " + text([error localizedDescription]));
+  return [state autorelease];
+}
+
+MTLFunctionConstantValues* has_bias(bool value) {
+  MTLFunctionConstantValues* constants = [[MTLFunctionConstantValues new] autorelease];
+  [constants setConstantValue:&value type:MTLDataTypeBool atIndex:0];
+  return constants;
+}
+
+// A command buffer with an encoder on which `kernel` is set; `axpy` has its arguments bound too.
+struct Encoding {
+  explicit Encoding(const char* kernel = "axpy")
+      : buffer([queue commandBuffer]), encoder([buffer computeCommandEncoder]) {
+    [encoder setComputePipelineState:pipeline(kernel)];
+    const float scale = 2;
+    [encoder setBuffer:x offset:0 atIndex:0];
+    [encoder setBuffer:y offset:0 atIndex:1];
+    [encoder setBytes:&scale length:sizeof scale atIndex:2];
+  }
+  void dispatch(NSUInteger threads = 4, NSUInteger group = 4) {
+    [encoder dispatchThreads:MTLSizeMake(threads, 1, 1) threadsPerThreadgroup:MTLSizeMake(group, 1, 1)];
+  }
+  void finish() {
+    [encoder endEncoding];
+    [buffer commit];
+    [buffer waitUntilCompleted];
+  }
+  std::string result() const {
+    std::string list;
+    for (int i = 0; i < 4; ++i) list += std::to_string(static_cast<int>(contents(y)[i])) + " ";
+    return list;
+  }
+
+  id<MTLBuffer> x = floats({1, 2, 3, 4}), y = floats({0, 0, 0, 0});
+  id<MTLCommandBuffer> buffer;
+  id<MTLComputeCommandEncoder> encoder;
+};
+
+using Case = std::function<std::string()>;
+
+const std::vector<std::pair<const char*, Case>> cases = {
+    // What works.
+    {"runs_after_commit",
+     [] {
+       Encoding e;
+       e.dispatch();
+       [e.encoder endEncoding];
+       std::this_thread::sleep_for(std::chrono::milliseconds(20));
+       const std::string before = e.result();
+       [e.buffer commit];
+       [e.buffer waitUntilCompleted];
+       return before + "| " + e.result() + "status " + std::to_string([e.buffer status]);
+     }},
+    {"commands_keep_buffers_and_bytes",
+     [] {
+       Encoding e;
+       id<MTLBuffer> gone = [device newBufferWithLength:16 options:0];
+       float* values = static_cast<float*>([gone contents]);
+       for (int i = 0; i < 4; ++i) values[i] = 5;
+       float scale = 3;
+       [e.encoder setBuffer:gone offset:0 atIndex:0];
+       [e.encoder setBytes:&scale length:4 atIndex:2];
+       e.dispatch();
+       scale = 100;
+       [gone release];
+       [e.encoder setBuffer:nil offset:0 atIndex:0];
+       e.finish();
+       return e.result();
+     }},
+    {"offsets_select_parts",
+     [] {
+       Encoding e;
+       [e.encoder setBufferOffset:8 atIndex:0];
+       e.dispatch(2, 2);
+       e.finish();
+       return e.result();
+     }},
+    {"commands_run_in_order",
+     [] {
+       Encoding e;
+       e.dispatch();
+       [e.encoder memoryBarrierWithScope:MTLBarrierScopeBuffers];
+       [e.encoder setBuffer:e.y offset:0 atIndex:0];
+       e.dispatch();
+       e.dispatch();
+       e.finish();
+       return e.result();
+     }},
+    {"threadgroups_make_a_grid",
+     [] {
+       Encoding e;
+       [e.encoder dispatchThreadgroups:MTLSizeMake(2, 1, 1) threadsPerThreadgroup:MTLSizeMake(2, 1, 1)];
+       e.finish();
+       return e.result();
+     }},
+    {"completed_handler_is_called",
+     [] {
+       static std::atomic<int> calls;
+       Encoding e;
+       [e.buffer addCompletedHandler:^(id<MTLCommandBuffer> buffer) {
+         calls += [buffer status] == MTLCommandBufferStatusCompleted ? 1 : 100;
+       }];
+       e.dispatch();
+       e.finish();
+       while (calls == 0) std::this_thread::yield();
+       return std::to_string(calls);
+     }},
+    {"threadgroup_memory",
+     [] {
+       Encoding e("scratch");
+       [e.encoder setBuffer:e.y offset:0 atIndex:0];
+       [e.encoder setThreadgroupMemoryLength:16 atIndex:0];
+       e.dispatch();
+       e.finish();
+       return e.result();
+     }},
+    {"disabled_argument_needs_no_buffer",
+     [] {
+       Encoding e;
+       [e.encoder setComputePipelineState:pipeline("maybe_bias", has_bias(false))];
+       [e.encoder setBuffer:nil offset:0 atIndex:1];
+       [e.encoder setBuffer:e.y offset:0 atIndex:0];
+       e.dispatch();
+       e.finish();
+       return e.result();
+     }},
+    {"constant_by_name",
+     [] {
+       Encoding e;
+       MTLFunctionConstantValues* constants = [[MTLFunctionConstantValues new] autorelease];
+       const bool yes = true;
+       [constants setConstantValue:&yes type:MTLDataTypeBool withName:@"has_bias"];
+       [e.encoder setComputePipelineState:pipeline("maybe_bias", constants)];
+       [e.encoder setBuffer:e.y offset:0 atIndex:0];
+       [e.encoder setBuffer:e.x offset:0 atIndex:1];
+       e.dispatch();
+       e.finish();
+       return e.result();
+     }},
+    {"constants_dictionary",
+     [] {
+       id<MTLFunction> function = [[library newFunctionWithName:@"maybe_bias"] autorelease];
+       MTLFunctionConstant* constant = [function.functionConstantsDictionary objectForKey:@"has_bias"];
+       return text(constant.name) + " " + std::to_string(constant.type) + " " + std::to_string(constant.index) +
+              (constant.required ? " required" : " optional");
+     }},
+    {"library_names",
+     [] {
+       return text([library.functionNames componentsJoinedByString:@" "]) + " " +
+              text([library newFunctionWithName:@"none"] == nil ? @"nil" : @"found");
+     }},
+    {"pipeline_facts",
+     [] {
+       id<MTLComputePipelineState> state = pipeline("limited");
+       return text(state.label) + " " + std::to_string(state.maxTotalThreadsPerThreadgroup) + " " +
+              std::to_string(state.threadExecutionWidth) + " " +
+              std::to_string(pipeline("wide").staticThreadgroupMemoryLength);
+     }},
+    {"descriptor_limits_threads",
+     [] {
+       MTLComputePipelineDescriptor* descriptor = [[MTLComputePipelineDescriptor new] autorelease];
+       descriptor.label = @"mine";
+       descriptor.computeFunction = [[library newFunctionWithName:@"axpy"] autorelease];
+       descriptor.maxTotalThreadsPerThreadgroup = 128;
+       id<MTLComputePipelineState> state = [device newComputePipelineStateWithDescriptor:descriptor
+                                                                                 options:MTLPipelineOptionNone
+                                                                              reflection:nullptr
+                                                                                   error:nullptr];
+       return text(state.label) + " " + std::to_string(state.maxTotalThreadsPerThreadgroup);
+     }},
+    {"library_from_data",
+     [] {
+       NSData* bytes = [NSData dataWithContentsOfFile:[NSString stringWithUTF8String:getenv("METALLIB")]];
+       dispatch_data_t data =
+           dispatch_data_create([bytes bytes], [bytes length], nullptr, DISPATCH_DATA_DESTRUCTOR_DEFAULT);
+       NSError* error = nil;
+       id<MTLLibrary> loaded = [[device newLibraryWithData:data error:&error] autorelease];
+       dispatch_release(data);
+       return std::to_string([loaded.functionNames count] == [library.functionNames count]);
+     }},
+    {"fault_is_an_error_of_its_buffer",
+     [] {
+       Encoding bad("divergent");
+       [bad.encoder setBuffer:bad.y offset:0 atIndex:0];
+       bad.dispatch();
+       bad.finish();
+       Encoding good;
+       good.dispatch();
+       good.finish();
+       return std::to_string([bad.buffer status]) + " " + text([[bad.buffer error] localizedDescription]) + " | " +
+              std::to_string([good.buffer status]) + " " + good.result();
+     }},
+
+    // What Apple's validation stops.
+    {"unbound_buffer",
+     [] {
+       Encoding e;
+       [e.encoder setBuffer:nil offset:0 atIndex:1];
+       e.dispatch();
+       return "ran";
+     }},
+    {"enabled_argument_unbound",
+     [] {
+       Encoding e;
+       [e.encoder setComputePipelineState:pipeline("maybe_bias", has_bias(true))];
+       [e.encoder setBuffer:nil offset:0 atIndex:1];
+       e.dispatch();
+       return "ran";
+     }},
+    {"offset_outside",
+     [] {
+       Encoding e;
+       [e.encoder setBuffer:e.x offset:16 atIndex:0];
+       return "ran";
+     }},
+    {"later_offset_outside",
+     [] {
+       Encoding e;
+       [e.encoder setBufferOffset:20 atIndex:1];
+       return "ran";
+     }},
+    {"offset_without_buffer",
+     [] {
+       Encoding e;
+       [e.encoder setBufferOffset:0 atIndex:7];
+       return "ran";
+     }},
+    {"offset_misaligned",
+     [] {
+       Encoding e;
+       [e.encoder setBufferOffset:2 atIndex:0];
+       e.dispatch(1, 1);
+       return "ran";
+     }},
+    {"bytes_over_4096",
+     [] {
+       Encoding e;
+       [e.encoder setBytes:std::vector<char>(4097).data() length:4097 atIndex:2];
+       return "ran";
+     }},
+    {"bytes_empty",
+     [] {
+       Encoding e;
+       [e.encoder setBytes:"" length:0 atIndex:2];
+       return "ran";
+     }},
+    {"index_31",
+     [] {
+       Encoding e;
+       [e.encoder setBuffer:e.x offset:0 atIndex:31];
+       return "ran";
+     }},
+    {"struct_too_small",
+     [] {
+       Encoding e;
+       [e.encoder setBytes:"ab" length:2 atIndex:2];
+       e.dispatch();
+       return "ran";
+     }},
+    {"too_many_threads",
+     [] {
+       Encoding e;
+       e.dispatch(4096, 1025);
+       return "ran";
+     }},
+    {"too_many_threads_for_kernel",
+     [] {
+       Encoding e("limited");
+       e.dispatch(128, 65);
+       return "ran";
+     }},
+    {"threads_overflow",
+     [] {
+       Encoding e;
+       [e.encoder dispatchThreads:MTLSizeMake(4, 1, 1) threadsPerThreadgroup:MTLSizeMake(1ul << 32, 1ul << 32, 1)];
+       return "ran";
+     }},
+    {"no_threads_in_group",
+     [] {
+       Encoding e;
+       e.dispatch(4, 0);
+       return "ran";
+     }},
+    {"empty_grid",
+     [] {
+       Encoding e;
+       e.dispatch(0, 4);
+       return "ran";
+     }},
+    {"grid_too_large",
+     [] {
+       Encoding e;
+       e.dispatch(1ul << 32, 4);
+       return "ran";
+     }},
+    {"groups_too_many",
+     [] {
+       Encoding e;
+       [e.encoder dispatchThreadgroups:MTLSizeMake(1ul << 62, 1, 1) threadsPerThreadgroup:MTLSizeMake(4, 1, 1)];
+       return "ran";
+     }},
+    {"threadgroup_length_missing",
+     [] {
+       Encoding e("scratch");
+       [e.encoder setBuffer:e.y offset:0 atIndex:0];
+       e.dispatch();
+       return "ran";
+     }},
+    {"threadgroup_length_not_16",
+     [] {
+       Encoding e("scratch");
+       [e.encoder setThreadgroupMemoryLength:20 atIndex:0];
+       return "ran";
+     }},
+    {"threadgroup_length_too_large",
+     [] {
+       Encoding e("scratch");
+       [e.encoder setThreadgroupMemoryLength:32784 atIndex:0];
+       return "ran";
+     }},
+    {"threadgroup_sum_too_large",
+     [] {
+       Encoding e("wide");
+       [e.encoder setThreadgroupMemoryLength:16400 atIndex:0];
+       e.dispatch();
+       return "ran";
+     }},
+    {"no_pipeline",
+     [] {
+       id<MTLComputeCommandEncoder> encoder = [[queue commandBuffer] computeCommandEncoder];
+       [encoder dispatchThreads:MTLSizeMake(1, 1, 1) threadsPerThreadgroup:MTLSizeMake(1, 1, 1)];
+       return "ran";
+     }},
+    {"nil_pipeline",
+     [] {
+       Encoding e;
+       [e.encoder setComputePipelineState:nil];
+       return "ran";
+     }},
+    {"encoder_after_end",
+     [] {
+       Encoding e;
+       [e.encoder endEncoding];
+       e.dispatch();
+       return "ran";
+     }},
+    {"encoder_ended_twice",
+     [] {
+       Encoding e;
+       [e.encoder endEncoding];
+       [e.encoder endEncoding];
+       return "ran";
+     }},
+    {"two_encoders",
+     [] {
+       Encoding e;
+       [e.buffer computeCommandEncoder];
+       return "ran";
+     }},
+    {"commit_twice",
+     [] {
+       Encoding e;
+       e.finish();
+       [e.buffer commit];
+       return "ran";
+     }},
+    {"commit_with_open_encoder",
+     [] {
+       Encoding e;
+       [e.buffer commit];
+       return "ran";
+     }},
+    {"encoder_after_commit",
+     [] {
+       Encoding e;
+       e.finish();
+       [e.buffer computeCommandEncoder];
+       return "ran";
+     }},
+    {"handler_after_commit",
+     [] {
+       Encoding e;
+       e.finish();
+       [e.buffer addCompletedHandler:^(id<MTLCommandBuffer>){
+       }];
+       return "ran";
+     }},
+    {"wait_before_commit",
+     [] {
+       Encoding e;
+       [e.encoder endEncoding];
+       [e.buffer waitUntilCompleted];
+       return "ran";
+     }},
+    {"unbalanced_debug_group",
+     [] {
+       Encoding e;
+       [e.encoder popDebugGroup];
+       return "ran";
+     }},
+    {"constant_missing",
+     [] {
+       pipeline("maybe_bias");
+       return "ran";
+     }},
+    {"constant_missing_in_values",
+     [] {
+       pipeline("maybe_bias", [[MTLFunctionConstantValues new] autorelease]);
+       return "ran";
+     }},
+    {"constant_ill_typed",
+     [] {
+       MTLFunctionConstantValues* constants = [[MTLFunctionConstantValues new] autorelease];
+       const int one = 1;
+       [constants setConstantValue:&one type:MTLDataTypeInt atIndex:0];
+       pipeline("maybe_bias", constants);
+       return "ran";
+     }},
+    {"constant_of_no_type",
+     [] {
+       [[MTLFunctionConstantValues new] setConstantValue:"" type:MTLDataTypeStruct atIndex:0];
+       return "ran";
+     }},
+    {"buffer_empty",
+     [] {
+       [device newBufferWithLength:0 options:0];
+       return "ran";
+     }},
+    {"buffer_too_long",
+     [] {
+       [device newBufferWithLength:[device maxBufferLength] + 1 options:0];
+       return "ran";
+     }},
+    {"no_copy_unaligned",
+     [] {
+       static char memory[64];
+       [device newBufferWithBytesNoCopy:memory + 1 length:16 options:0 deallocator:nil];
+       return "ran";
+     }},
+    {"library_missing",
+     [] {
+       NSError* error = nil;
+       [device newLibraryWithURL:[NSURL fileURLWithPath:@"/nowhere/x.metallib"] error:&error];
+       return std::to_string([error code]) + " " + text([error localizedDescription]);
+     }},
+
+    // Queues and torch's stream.
+    {"dispatch_sync_reentered",
+     [] {
+       dispatch_queue_t serial = dispatch_queue_create("mine", DISPATCH_QUEUE_SERIAL);
+       dispatch_sync(serial, ^{
+         dispatch_sync(serial, ^{
+                       });
+       });
+       return "ran";
+     }},
+    {"queue_lives_on_after_an_exception",
+     [] {
+       dispatch_queue_t serial = dispatch_queue_create("mine", DISPATCH_QUEUE_SERIAL);
+       try {
+         dispatch_sync(serial, ^{
+           throw std::runtime_error("out of the block");
+         });
+       } catch (const std::runtime_error& error) {
+         __block std::string seen = error.what();
+         dispatch_sync(serial, ^{
+           seen += ", and on";
+         });
+         return seen;
+       }
+       return std::string("nothing thrown");
+     }},
+    {"queue_excludes_threads",
+     [] {
+       dispatch_queue_t serial = dispatch_queue_create("mine", DISPATCH_QUEUE_SERIAL);
+       int count = 0;
+       int* const counter = &count;
+       std::vector<std::thread> threads;
+       for (int t = 0; t < 4; ++t) {
+         threads.emplace_back([serial, counter] {
+           for (int i = 0; i < 2000; ++i)
+             dispatch_sync(serial, ^{
+               ++*counter;
+             });
+         });
+       }
+       for (std::thread& thread : threads) thread.join();
+       return std::to_string(count);
+     }},
+    {"assert_queue_elsewhere",
+     [] {
+       dispatch_assert_queue(dispatch_queue_create("mine", nullptr));
+       return "ran";
+     }},
+    {"stream_encoder_outside_queue",
+     [] {
+       at::mps::getCurrentMPSStream()->commandEncoder();
+       return "ran";
+     }},
+    {"stream_coalesces_and_runs",
+     [] {
+       auto* stream = at::mps::getCurrentMPSStream();
+       id<MTLBuffer> x = floats({1, 2, 3, 4}), y = floats({0, 0, 0, 0});
+       __block std::vector<void*> encoders;
+       for (int i = 0; i < 3; ++i) {
+         dispatch_sync(stream->queue(), ^{
+           id<MTLComputeCommandEncoder> encoder = stream->commandEncoder();
+           encoders.push_back(encoder);
+           const float scale = 2;
+           [encoder setComputePipelineState:pipeline("axpy")];
+           [encoder setBuffer:x offset:0 atIndex:0];
+           [encoder setBuffer:y offset:0 atIndex:1];
+           [encoder setBytes:&scale length:4 atIndex:2];
+           [encoder dispatchThreads:MTLSizeMake(4, 1, 1) threadsPerThreadgroup:MTLSizeMake(4, 1, 1)];
+         });
+       }
+       const int before = static_cast<int>(contents(y)[3]);
+       stream->synchronize(at::mps::SyncType::COMMIT_AND_WAIT);
+       return std::to_string(before) + " " + std::to_string(static_cast<int>(contents(y)[3])) +
+              (encoders[0] == encoders[2] ? " one encoder" : " several encoders");
+     }},
+    {"stream_forgets_the_last_block",
+     [] {
+       auto* stream = at::mps::getCurrentMPSStream();
+       dispatch_sync(stream->queue(), ^{
+         [stream->commandEncoder() setComputePipelineState:pipeline("axpy")];
+       });
+       dispatch_sync(stream->queue(), ^{
+         [stream->commandEncoder() dispatchThreads:MTLSizeMake(1, 1, 1) threadsPerThreadgroup:MTLSizeMake(1, 1, 1)];
+       });
+       return "ran";
+     }},
+    {"stream_commits_by_itself",
+     [] {
+       auto* stream = at::mps::getCurrentMPSStream();
+       id<MTLBuffer> x = floats({1, 1, 1, 1}), y = floats({0, 0, 0, 0});
+       id<MTLComputePipelineState> state = pipeline("axpy");
+       for (int i = 0; i < 20000; ++i) {
+         dispatch_sync(stream->queue(), ^{
+           id<MTLComputeCommandEncoder> encoder = stream->commandEncoder();
+           const float scale = 1;
+           [encoder setComputePipelineState:state];
+           [encoder setBuffer:x offset:0 atIndex:0];
+           [encoder setBuffer:y offset:0 atIndex:1];
+           [encoder setBytes:&scale length:4 atIndex:2];
+           [encoder dispatchThreads:MTLSizeMake(1, 1, 1) threadsPerThreadgroup:MTLSizeMake(1, 1, 1)];
+         });
+       }
+       const bool begun = contents(y)[0] > 0;
+       stream->synchronize(at::mps::SyncType::COMMIT_AND_WAIT);
+       return std::string(begun ? "begun, " : "not begun, ") + std::to_string(static_cast<int>(contents(y)[0]));
+     }},
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  @autoreleasepool {
+    device = MTLCreateSystemDefaultDevice();
+    if (argc > 1 && std::string(argv[1]) == "chip") {
+      std::printf("%s|%s|", text(device.name).c_str(), text(device.architecture.name).c_str());
+      for (int family = MTLGPUFamilyApple7; family <= MTLGPUFamilyApple10; ++family) {
+        std::printf("%d", [device supportsFamily:static_cast<MTLGPUFamily>(family)]);
+      }
+      std::printf("|%d%d|%lu\n", [device supportsFamily:MTLGPUFamilyMac2], [device supportsFamily:MTLGPUFamilyMetal3],
+                  static_cast<unsigned long>(device.maxThreadgroupMemoryLength));
+      return 0;
+    }
+    queue = [device newCommandQueue];
+    NSError* error = nil;
+    NSString* path = [NSString stringWithUTF8String:getenv("METALLIB")];
+    library = [device newLibraryWithURL:[NSURL fileURLWithPath:path] error:&error];
+    if (library == nil) throw std::runtime_error(text([error localizedDescription]));
+    for (const auto& [name, run] : cases) {
+      std::string outcome;
+      try {
+        outcome = run();
+      } catch (const std::exception& problem) {
+        outcome = "error: " + std::string(problem.what());
+      }
+      std::printf("%s\t%s\n", name, outcome.substr(0, outcome.find('\n')).c_str());
+    }
+  }
+  return 0;
+}

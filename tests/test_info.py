@@ -1,0 +1,48 @@
+import json
+import subprocess
+import sys
+
+import torch
+
+import mpskernels
+from mpskernels import _C
+
+
+def test_info_describes_the_installation():
+    info = mpskernels.info()
+    assert info.torch == torch.__version__
+    assert info.device.startswith("Apple M")
+    assert 7 <= info.gpu_family <= 10
+    assert info.simulated == (sys.platform != "darwin")
+    assert info.metallib.endswith("mpskernels.metallib")
+    assert info.functions == len(_C.function_names()) > 0
+
+
+def test_info_counts_launches_per_op_and_pipeline():
+    x, weight = torch.randn(2, 64).to("mps"), torch.ones(64).to("mps")
+    mpskernels.rms_norm(x, weight, 1e-6)
+    before = mpskernels.info()
+    for _ in range(3):
+        mpskernels.rms_norm(x, weight, 1e-6)
+    after = mpskernels.info()
+    moved = {
+        pipeline: count - before.launches["rms_norm"].get(pipeline, 0)
+        for pipeline, count in after.launches["rms_norm"].items()
+        if count != before.launches["rms_norm"].get(pipeline, 0)
+    }
+    assert list(moved.values()) == [3]
+    [pipeline] = moved
+    assert pipeline in after.pipelines
+    assert after.pipelines == before.pipelines  # the second call of an op creates nothing
+    assert pipeline in str(after)
+
+
+def test_info_prints_and_speaks_json():
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-m", "mpskernels", "info", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    assert mpskernels.info().device in run()
+    found = json.loads(run("--json"))
+    assert found["functions"] == mpskernels.info().functions
+    assert found["launches"] == {}

@@ -1,0 +1,124 @@
+"""nn modules, the transformers integration and the demo that is built on them."""
+
+import copy
+
+import pytest
+import torch
+from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM
+
+import mpskernels
+from mpskernels import _C, demo, nn
+from mpskernels.integrations.transformers import use_mpskernels
+
+
+def config(kind: type) -> object:
+    return kind(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        initializer_range=0.125,
+        pad_token_id=0,
+    )
+
+
+@pytest.fixture(scope="module")
+def llama():
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config(LlamaConfig)).eval()
+
+
+@pytest.fixture
+def ours(llama):
+    return use_mpskernels(copy.deepcopy(llama)).to("mps")
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(1, 64, (2, 37), generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def test_llama_matches_the_cpu_and_every_layer_is_ours(llama, ours, ids):
+    _C.reset_launches()
+    logits = ours(ids.to("mps")).logits
+    launches = {op: sum(kernels.values()) for op, kernels in _C.launches().items()}
+    assert launches == {"attention": 1, "matmul": 8, "rms_norm": 3}
+    torch.testing.assert_close(logits.cpu(), llama(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_llama_generates_the_same_tokens(llama, ours, ids):
+    prompt = ids[:1, :5]
+    expected = llama.generate(prompt, max_new_tokens=6, do_sample=False)
+    assert ours.generate(prompt.to("mps"), max_new_tokens=6, do_sample=False).tolist() == expected.tolist()
+
+
+def test_parameters_keep_their_names_and_values(llama, ours):
+    assert ours.state_dict().keys() == llama.state_dict().keys()
+    copy.deepcopy(llama).load_state_dict({name: value.cpu() for name, value in ours.state_dict().items()})
+
+
+@torch.no_grad()
+def test_padding_is_refused(ours, ids):
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    with pytest.raises(NotImplementedError, match=r"a mask of shape \(2, 1, 37, 37\) is needed here"):
+        ours(ids.to("mps"), attention_mask=mask.to("mps"))
+
+
+def test_other_norms_are_refused_and_nothing_changes():
+    model = GemmaForCausalLM(config(GemmaConfig))
+    with pytest.raises(NotImplementedError, match=r"no kernel for model\.layers\.0\.input_layernorm, a GemmaRMSNorm"):
+        use_mpskernels(model)
+    assert not any(isinstance(module, nn.Linear | nn.RMSNorm) for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("ours", "stock", "arguments", "kwargs"),
+    [
+        (nn.RMSNorm, torch.nn.RMSNorm, (48,), {}),
+        (nn.RMSNorm, torch.nn.RMSNorm, (48,), {"eps": 1e-3, "elementwise_affine": False}),
+        (nn.Linear, torch.nn.Linear, (48, 20), {}),
+        (nn.Linear, torch.nn.Linear, (48, 20), {"bias": False}),
+    ],
+)
+@torch.no_grad()
+def test_modules_match_torch(ours, stock, arguments, kwargs):
+    torch.manual_seed(0)
+    theirs = stock(*arguments, **kwargs)
+    for parameter in theirs.parameters():
+        parameter.normal_()
+    mine = ours(*arguments, **kwargs)
+    mine.load_state_dict(theirs.state_dict())
+    for shape in [(48,), (5, 48), (2, 3, 48)]:
+        x = torch.randn(shape)
+        torch.testing.assert_close(mine.to("mps")(x.to("mps")).cpu(), theirs(x), atol=1e-5, rtol=1e-5)
+
+
+def test_norm_over_two_dimensions_is_refused():
+    with pytest.raises(NotImplementedError, match=r"expected normalized_shape of one dimension, got \(4, 8\)"):
+        nn.RMSNorm((4, 8))
+
+
+def test_demo_passes(capsys):
+    assert demo.run(None, 48) == 0
+    out = capsys.readouterr().out
+    assert "no op fell back" in out
+    assert "times are not GPU times" in out or not mpskernels.info().simulated
+
+
+def test_demo_notices_a_fallback(capsys, monkeypatch):
+    monkeypatch.setattr(mpskernels, "matmul", torch.matmul)
+    assert demo.run(None, 16) == 1
+    assert "stock aten::mm ran on the device" in capsys.readouterr().err
+
+
+def test_demo_notices_a_wrong_result(capsys, monkeypatch):
+    right = mpskernels.rms_norm
+    monkeypatch.setattr(mpskernels, "rms_norm", lambda x, weight, eps: right(x, weight, eps + 0.01))
+    assert demo.run(None, 16) == 1
+    assert "fp32 logits: error" in capsys.readouterr().err

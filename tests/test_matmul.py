@@ -1,0 +1,422 @@
+import itertools
+import math
+import random as python_random
+import re
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from cases import DTYPE_IDS, assert_accurate, assert_rejected, dtypes, random, to_mps
+
+import mpskernels
+from mpskernels import _C
+
+
+def check(a, b):
+    """a and b on the CPU; returns what the op made."""
+    out = mpskernels.matmul(to_mps(a), to_mps(b))
+    assert out.dtype == a.dtype
+    assert out.is_contiguous()
+    x, y = a.double(), b.double()
+    expected = torch.matmul(x, y)
+    # A sum in float32 takes a rounding for each of k steps; with those that cancel, they come to the root of k or so.
+    scale, sum_error = torch.matmul(x.abs(), y.abs()), math.sqrt(max(1, a.size(-1))) * 2**-23
+    info = torch.finfo(a.dtype)
+    if a.dtype == torch.float32:
+        assert_accurate(out, expected, scale=scale, allowed=sum_error / info.eps)
+    else:  # half an eps of the result for its rounding, and the sum's error
+        scale = expected.abs() + scale * (sum_error / (0.5 * info.eps)) + info.smallest_normal
+        assert_accurate(out, expected, scale=scale, allowed=0.5)
+    return out
+
+
+def launched(call):
+    """The pipelines that a call launches."""
+    before = _C.launches().get("matmul", {})
+    call()
+    return [label for label, count in _C.launches().get("matmul", {}).items() if count != before.get(label, 0)]
+
+
+# Around the edges of tiles, 32 and 64, of their steps along k, 16 and 32, and of vectors, 4 and 8.
+SHAPES = [
+    (1, 1, 1),
+    (1, 5, 3),
+    (3, 1, 7),
+    (7, 9, 16),
+    (8, 8, 8),
+    (31, 33, 17),
+    (32, 32, 32),
+    (33, 65, 40),
+    (64, 64, 100),
+    (65, 40, 33),
+    (1, 130, 257),
+    (130, 1, 64),
+    (100, 129, 1),
+    (257, 300, 1000),
+    (520, 514, 24),  # enough for the large tile
+    (513, 521, 19),
+]
+
+
+@dtypes
+@pytest.mark.parametrize(("m", "n", "k"), SHAPES)
+def test_matmul_matches_reference(dtype, m, n, k):
+    check(random(m, k, dtype=dtype), random(k, n, dtype=dtype, seed=1))
+
+
+LAYOUTS = {
+    "rows": lambda t, m, n: t(m, n),
+    "columns": lambda t, m, n: t(n, m).T,
+    "unaligned_rows": lambda t, m, n: t(m, n + 3)[:, :n],
+    "aligned_rows": lambda t, m, n: t(m, (n + 15) // 8 * 8)[:, :n],
+    "offset_rows": lambda t, m, n: t(m + 1, n + 1)[1:, 1:],
+    "offset_columns": lambda t, m, n: t(n + 1, m + 1)[1:, 1:].T,
+    "aligned_offset": lambda t, m, n: t(m, 8 + (n + 7) // 8 * 8)[:, 8 : 8 + n],
+    "every_second": lambda t, m, n: t(2 * m, 3 * n)[::2, ::3],
+    "every_second_column": lambda t, m, n: t(3 * n, 2 * m)[::3, ::2].T,
+    "one_row": lambda t, m, n: t(1, n).expand(m, n),
+    "one_column": lambda t, m, n: t(m, 1).expand(m, n),
+    "one_number": lambda t, m, n: t(1, 1).expand(m, n),
+    "windows": lambda t, m, n: t(5 * m + n).as_strided((m, n), (5, 1)),
+}
+
+
+@pytest.mark.parametrize("b_layout", LAYOUTS)
+@pytest.mark.parametrize("a_layout", LAYOUTS)
+def test_matmul_reads_any_strides(a_layout, b_layout):
+    a = LAYOUTS[a_layout](random, 37, 43)
+    b = LAYOUTS[b_layout](lambda *shape: random(*shape, seed=1), 43, 70)
+    check(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=DTYPE_IDS.get)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_matmul_reads_any_strides_of_two_bytes(dtype, layout):
+    def tensor(*shape):
+        return random(*shape, dtype=dtype)
+
+    check(LAYOUTS[layout](tensor, 72, 40), LAYOUTS[layout](tensor, 40, 80))
+
+
+@pytest.mark.parametrize(("a_along_m", "b_along_k", "vectors"), list(itertools.product([False, True], repeat=3)))
+@pytest.mark.parametrize(("m", "n", "tile"), [(64, 96, 32), (528, 520, 64)], ids=["small", "large"])
+def test_matmul_specialises_for_layout(m, n, tile, a_along_m, b_along_k, vectors):
+    k = 48
+    if not vectors:
+        m, n, k = m + 1, n + 1, k + 1
+    a = random(k, m).T if a_along_m else random(m, k)
+    b = random(n, k, seed=1).T if b_along_k else random(k, n, seed=1)
+    [label] = launched(lambda: check(a, b))
+    kernel, constants = label.split("?")
+    assert kernel.startswith(f"matmul_tile_f32_bm{tile}_bn{tile}_bk")
+    assert constants == (f"a_along_m={a_along_m:d},b_along_k={b_along_k:d},a_vectors={vectors:d},b_vectors={vectors:d}")
+
+
+BATCHES = [
+    ((3, 5, 7), (3, 7, 6)),
+    ((3, 5, 7), (7, 6)),
+    ((5, 7), (4, 7, 6)),
+    ((1, 5, 7), (1, 7, 6)),
+    ((7, 1, 5), (7, 5, 3)),
+    ((4, 1, 33), (33, 70)),
+    ((4, 1, 33), (4, 33, 1)),
+    ((2, 1, 5, 7), (3, 7, 6)),
+    ((2, 3, 5, 7), (2, 1, 7, 6)),
+    ((2, 3, 5, 7), (1, 3, 7, 6)),
+    ((2, 1, 3, 1, 5, 7), (1, 4, 1, 2, 7, 6)),
+]
+
+
+@dtypes
+@pytest.mark.parametrize(("a_shape", "b_shape"), BATCHES, ids=str)
+def test_matmul_broadcasts_batches(dtype, a_shape, b_shape):
+    check(random(*a_shape, dtype=dtype), random(*b_shape, dtype=dtype, seed=1))
+
+
+def test_matmul_reads_batches_of_any_strides():
+    a = random(5, 4, 3, 2, 6).permute(3, 1, 0, 2, 4)  # (2, 4, 5, 3, 6)
+    b = random(6, 5, 4, 2, 7, seed=1).permute(3, 2, 1, 0, 4)  # (2, 4, 5, 6, 7)
+    check(a, b)
+    check(a[:, ::2], b[:, 1::2])
+    check(a.transpose(-1, -2), b[:, :, :, :3])
+    check(random(1, 5, 6).expand(3, 5, 6), random(6, 4))
+    check(random(1, 5, 6).expand(3, 5, 6), random(1, 6, 4).expand(3, 6, 4))
+    check(random(3, 1, 6)[:, :, ::2], random(3, 4))
+
+
+def test_matmul_strides_and_shapes_at_random():
+    dice = python_random.Random(0)
+
+    def operand(shape, dtype, seed):
+        """A view of the shape whose dimensions lie in any order, with steps."""
+        steps = [dice.choice([1, 1, 1, 2, 3]) for _ in shape]
+        order = dice.sample(range(len(shape)), len(shape))
+        base = random(*(shape[d] * steps[d] for d in order), dtype=dtype, seed=seed)
+        stepped = base[tuple(slice(None, None, steps[d]) for d in order)]
+        view = stepped.permute([order.index(d) for d in range(len(shape))])
+        assert list(view.shape) == shape
+        return view
+
+    for trial in range(60):
+        m, n, k = (dice.choice([1, 2, 7, 16, 33, 40, 64]) for _ in range(3))
+        batch = [dice.choice([1, 2, 3]) for _ in range(dice.randint(0, 3))]
+        a_batch, b_batch = (
+            [dice.choice([size, size, 1]) for size in batch][dice.choice([0, 0, 1]) :] for _ in range(2)
+        )
+        dtype = dice.choice(list(DTYPE_IDS))
+        check(operand([*a_batch, m, k], dtype, trial), operand([*b_batch, k, n], dtype, trial + 1000))
+
+
+def test_matmul_of_a_batch_that_shares_b_is_one_product():
+    x, weight = random(8, 5, 16), random(24, 16, seed=1)
+    [label] = launched(lambda: check(x, weight.T))
+    assert label == "matmul_tile_f32_bm32_bn32_bk32?a_along_m=0,b_along_k=1,a_vectors=1,b_vectors=1"
+    # 520 rows of 520 columns are enough for the large tile; 104 batches of 5 rows would not be.
+    [label] = launched(lambda: check(random(104, 5, 3), random(3, 520)))
+    assert label.startswith("matmul_tile_f32_bm64_bn64_")
+
+
+def test_matmul_takes_eight_batch_dims():
+    def operands(dims):
+        # Every second of each: no stride describes two of them.
+        return random(*[3] * dims, 2, 3)[(slice(None, None, 2),) * dims], random(*[2] * dims, 3, 2, seed=1)
+
+    check(*operands(8))
+    a, b = operands(9)
+    with pytest.raises(NotImplementedError, match=r"mpsk::matmul: ") as info:
+        mpskernels.matmul(to_mps(a), to_mps(b))
+    assert str(info.value) == (
+        "mpsk::matmul: expected at most 8 batch dimensions that no single stride describes, got 9; "
+        "pass a.contiguous() and b.contiguous()"
+    )
+    check(a.contiguous(), b.contiguous())
+
+
+@dtypes
+@pytest.mark.parametrize(
+    ("a_shape", "b_shape"),
+    [
+        ((0, 3), (3, 4)),
+        ((2, 3), (3, 0)),
+        ((2, 0), (0, 4)),
+        ((70, 0), (0, 65)),
+        ((0, 0), (0, 0)),
+        ((0, 2, 3), (3, 4)),
+        ((0, 2, 3), (1, 3, 4)),
+        ((3, 2, 0), (0, 4)),
+        ((0,), (0,)),
+        ((3,), (3,)),
+        ((3,), (3, 5)),
+        ((3,), (2, 3, 5)),
+        ((5, 3), (3,)),
+        ((2, 5, 3), (3,)),
+    ],
+    ids=str,
+)
+def test_matmul_handles_edges(dtype, a_shape, b_shape):
+    check(random(*a_shape, dtype=dtype), random(*b_shape, dtype=dtype, seed=1))
+
+
+def test_matmul_of_nothing_launches_nothing():
+    assert launched(lambda: check(random(0, 3), random(3, 4))) == []
+
+
+def test_matmul_reads_strided_vectors():
+    check(random(9)[::2], random(5, 6)[:, ::3])
+    check(random(9)[::2], random(16, seed=1)[1::3])
+    check(random(7, 4).T[::2], random(14, seed=1)[1::2])
+
+
+@dtypes
+def test_matmul_of_a_long_k(dtype):
+    check(random(3, 40_000, dtype=dtype), random(40_000, 2, dtype=dtype, seed=1))
+
+
+def test_matmul_of_more_than_65536_products():
+    check(random(65_540, 1, 2), random(65_540, 2, 1, seed=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=DTYPE_IDS.get)
+def test_matmul_sums_in_float32(dtype):
+    # A sum in half stops at 2048, one in bfloat at 256.
+    out = check(torch.ones(2, 4096, dtype=dtype), torch.ones(4096, 3, dtype=dtype))
+    assert out.eq(4096).all()
+
+
+@dtypes
+@pytest.mark.parametrize("size", [1, 600], ids=["small", "large"])
+def test_matmul_keeps_nan_and_inf_to_their_rows_and_columns(dtype, size):
+    a, b = torch.ones(size + 34, 33), torch.ones(33, size + 36)
+    a[3, 5], a[7, 32], b[20, 4], b[32, size + 35] = math.nan, math.inf, -math.inf, math.nan
+    b[32, 8] = 0  # inf * 0
+    a[size + 33], b[:, size + 34] = 0, 0  # 0 * inf
+    out = mpskernels.matmul(to_mps(a.to(dtype)), to_mps(b.to(dtype)))
+    torch.testing.assert_close(out.cpu().float(), a @ b, equal_nan=True, rtol=0, atol=0)
+
+
+@dtypes
+def test_matmul_is_deterministic(dtype):
+    a, b = to_mps((random(3, 70, 200, dtype=dtype), random(200, 90, dtype=dtype, seed=1)))
+    first = mpskernels.matmul(a, b).cpu()
+    for _ in range(3):
+        assert torch.equal(mpskernels.matmul(a, b).cpu(), first)
+
+
+def test_matmul_from_several_threads():
+    failures = []
+
+    def work(seed):
+        try:
+            for size in (5, 33, 65, 100):
+                a, b = random(size + seed, 40, seed=seed), random(40, size, seed=seed + 10)
+                out = mpskernels.matmul(to_mps(a), to_mps(b)).cpu()
+                torch.testing.assert_close(out, (a.double() @ b.double()).float(), rtol=1e-4, atol=1e-4)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_matmul_waits_for_what_it_reads():
+    a, b = torch.ones(33, 20, device="mps"), to_mps(random(20, 35))
+    product = mpskernels.matmul(a, b)
+    twice = mpskernels.matmul(product, b.T)
+    a.fill_(2)
+    torch.testing.assert_close(product.cpu(), torch.ones(33, 20) @ b.cpu())
+    torch.testing.assert_close(twice.cpu(), torch.ones(33, 20) @ b.cpu() @ b.cpu().T, rtol=1e-4, atol=1e-4)
+
+
+def test_matmul_reaches_every_kernel():
+    text = (Path(__file__).parents[1] / "metal/matmul_variants.h").read_text()
+    listed = re.findall(r"^\s*X\((\w+), \w+, (\d+), (\d+), (\d+)\)", text, re.MULTILINE)
+    built = {f"matmul_tile_{dtype}_bm{bm}_bn{bn}_bk{bk}" for dtype, bm, bn, bk in listed}
+    reached = {
+        label.split("?")[0]
+        for dtype, size in itertools.product(DTYPE_IDS, [40, 512])
+        for label in launched(lambda d=dtype, s=size: check(random(s, 2, dtype=d), random(2, s, dtype=d)))
+    }
+    assert reached == built == {name for name in _C.function_names() if name.startswith("matmul_")}
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "tile"),
+    [
+        (32, 10_000, 32),
+        (10_000, 32, 32),
+        (33, 7448, 64),  # a little more than 60 tiles of 64x64 hold
+        (64, 60 * 64, 32),
+        (64, 60 * 64 + 1, 64),
+    ],
+)
+def test_matmul_chooses_a_tile(m, n, tile):
+    [label] = launched(lambda: check(random(m, 1), random(1, n)))
+    assert label.startswith(f"matmul_tile_f32_bm{tile}_")
+
+
+def empty(*shape, dtype=torch.float32, device="mps", **options):
+    return torch.empty(shape, dtype=dtype, device=device, **options)
+
+
+REJECTED = {
+    "k": (
+        lambda: (empty(2, 64), empty(63, 2)),
+        ValueError,
+        "expected b.size(-2) == 64 to match a.size(-1), got 63",
+    ),
+    "k_of_vector": (
+        lambda: (empty(2, 4), empty(3)),
+        ValueError,
+        "expected b.size(-1) == 4 to match a.size(-1), got 3",
+    ),
+    "batch": (
+        lambda: (empty(4, 2, 2), empty(3, 2, 2)),
+        ValueError,
+        "expected b.size(-3) == 4 or 1 to match a.size(-3), got 3",
+    ),
+    "outer_batch": (
+        lambda: (empty(0, 4, 2, 2), empty(3, 4, 2, 2)),
+        ValueError,
+        "expected b.size(-4) == 0 or 1 to match a.size(-4), got 3",
+    ),
+    "a_scalar": (lambda: (empty(), empty(3, 2)), ValueError, "expected a.dim() >= 1, got 0"),
+    "b_scalar": (lambda: (empty(2, 3), empty()), ValueError, "expected b.dim() >= 1, got 0"),
+    "a_dtype": (
+        lambda: (empty(2, 2, dtype=torch.int32), empty(2, 2, dtype=torch.int32)),
+        TypeError,
+        "expected a of dtype float32, float16 or bfloat16, got int32",
+    ),
+    "b_dtype": (
+        lambda: (empty(2, 2, dtype=torch.float16), empty(2, 2)),
+        TypeError,
+        "expected b of dtype float16 to match a, got float32",
+    ),
+    "a_on_cpu": (
+        lambda: (empty(2, 2, device="cpu"), empty(2, 2)),
+        ValueError,
+        'expected a on device mps, got cpu; move it with a.to("mps")',
+    ),
+    "b_on_cpu": (
+        lambda: (empty(2, 2), empty(2, 2, device="cpu")),
+        ValueError,
+        'expected b on device mps, got cpu; move it with b.to("mps")',
+    ),
+    "gradient": (
+        lambda: (empty(2, 2), empty(2, 2, requires_grad=True)),
+        NotImplementedError,
+        "no gradient for b, which requires grad; call under torch.no_grad() or pass it detached",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REJECTED)
+def test_matmul_rejects(case):
+    args, error, text = REJECTED[case]
+    assert_rejected("matmul", args(), {}, error, f"mpsk::matmul: {text}")
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "batch", "text"),
+    [
+        (2**20, 2**20, 1, "expected at most 134217727 tiles of 64x64 in a product, got 16384 x 16384"),
+        (2, 1, 2**31, "expected at most 2147483647 products in a batch, got 2147483648"),
+    ],
+    ids=["tiles", "batch"],
+)
+def test_matmul_rejects_what_its_grid_cannot_hold(m, n, batch, text):
+    # Overlapping rows keep the batch from becoming rows of one product.
+    a, b = (torch.empty(2**20 + 1, device="mps").as_strided((batch, *shape), (0, 1, 1)) for shape in ((m, 2), (2, n)))
+    with pytest.raises(NotImplementedError, match="mpsk::matmul: ") as info:
+        mpskernels.matmul(a, b)
+    assert str(info.value) == f"mpsk::matmul: {text}"
+
+
+@dtypes
+@pytest.mark.parametrize(
+    ("a_shape", "b_shape"), [((3, 4), (4, 5)), ((2, 1, 3, 4), (5, 4, 2)), ((4,), (2, 4, 3)), ((2, 0), (0, 3))], ids=str
+)
+def test_matmul_passes_opcheck(dtype, a_shape, b_shape):
+    args = to_mps((random(*a_shape, dtype=dtype), random(*b_shape, dtype=dtype)))
+    torch.library.opcheck(torch.ops.mpsk.matmul.default, args)
+
+
+def test_matmul_compiles_once_for_all_sizes():
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    compiled = torch.compile(
+        lambda a, b: mpskernels.matmul(a, b.transpose(-1, -2)), backend=backend, fullgraph=True, dynamic=True
+    )
+    for batch, m, n, k in [(2, 5, 7, 9), (3, 34, 6, 40), (4, 6, 33, 5)]:
+        a, b = to_mps((random(batch, m, k), random(batch, n, k, seed=1)))
+        assert torch.equal(compiled(a, b).cpu(), mpskernels.matmul(a, b.transpose(-1, -2)).cpu())
+    assert len(graphs) == 1
