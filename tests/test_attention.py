@@ -38,8 +38,8 @@ def check(q, k, v, is_causal=False, scale=None):
     assert out.dtype == q.dtype
     assert out.is_contiguous()
     expected, scores = reference(q, k, v, is_causal, scale)
-    # Scores in float32 are off by some roundings of their size, and the weights, their exponentials, by as much relative
-    # to their own. A few roundings more, of the largest value, come with the sums. Half and bfloat add their own rounding.
+    # Scores in float32 are off by some roundings of their size; the weights, their exponentials, by as much relative to
+    # themselves. The sums add a few roundings of the largest value; half and bfloat, one of the result.
     largest = scores[scores.isfinite()].abs().max().item() if scores.isfinite().any() else 0.0
     value = v.double().abs().max() if v.numel() else torch.tensor(0.0)
     error = 2**-24 * (8 + 2 * largest)
@@ -196,6 +196,20 @@ def test_attention_sums_in_float32(dtype):
     q, k, v = torch.zeros(1, 1, 3, 32), torch.zeros(1, 1, 5000, 32), torch.full((1, 1, 5000, 32), 0.5)
     out = check(q.to(dtype), k.to(dtype), v.to(dtype))
     assert out.eq(0.5).all()
+
+
+@pytest.mark.slow
+def test_attention_reads_past_4_gigabytes():
+    rows, q = random(2, 32, dtype=torch.float16), torch.zeros(1, 1, 3, 32, dtype=torch.float16)
+    memory = torch.empty(2**31 + 40, dtype=torch.float16, device="mps")
+    for offset in (0, 1):  # with vectors and without
+        far = memory.as_strided((2, 32), (2**31, 1), offset)
+        far.copy_(rows)
+        keys, heads, batches = far[None, None], far[None, :, None], far[:, None, None]
+        mean = rows.double().mean(0).half()
+        torch.testing.assert_close(mpskernels.attention(to_mps(q), keys, keys).cpu(), mean.expand(1, 1, 3, 32))
+        assert torch.equal(mpskernels.attention(heads, heads, heads).cpu(), rows[None, :, None])
+        assert torch.equal(mpskernels.attention(batches, batches, batches).cpu(), rows[:, None, None])
 
 
 @dtypes

@@ -72,10 +72,11 @@ class MetalKernel:
         """Encodes one dispatch.
 
         Args:
-            args: what is bound to buffers 0, 1, ...: a tensor on `mps` (its storage from its first element on), a number
-                or a list of numbers (copied; int as 64-bit, float as 32-bit), or None, which binds nothing.
+            args: what is bound to buffers 0, 1, ...: a tensor on `mps` (its storage from its first element on), a
+                number or a list of numbers (copied; int as 64-bit, float as 32-bit), or None, which binds nothing.
             threads: the size of the grid, one to three numbers. Default: the elements of the first tensor.
-            group_size: threads per threadgroup, as many numbers. Default: as many along the first axis as the kernel allows.
+            group_size: threads per threadgroup, as many numbers. Default: all that the kernel allows, along the
+                first axis.
             arg_casts: the type of numbers in memory, such as "int32" or "fp16"; or a dict from argument index to type.
 
         Raises:
@@ -86,7 +87,7 @@ class MetalKernel:
         if threads is None:
             threads = next((value.numel() for value in args if isinstance(value, Tensor)), None)
             if threads is None:
-                raise RuntimeError(f"{self._name}: without a tensor argument, threads=... must say how many threads to start")
+                raise RuntimeError(f"{self._name}: without a tensor argument, threads=... must be given")
         grid = self._size("threads", threads)
         limit = self.max_threads_per_threadgroup
         if group_size is None:
@@ -103,7 +104,7 @@ class MetalKernel:
         self._kernel.launch(bound, [*grid, *pad], [*group, *pad])
 
     def _size(self, what: str, size: int | Sequence[int]) -> list[int]:
-        numbers = [size] if isinstance(size, int) else list(size)
+        numbers = list(size) if isinstance(size, Sequence) else [size]
         if not 1 <= len(numbers) <= 3 or any(not isinstance(n, int) or n < 0 for n in numbers):
             raise RuntimeError(f"{self._name}: {what} must be one to three non-negative integers, got {size!r}")
         return numbers
@@ -165,8 +166,8 @@ class ShaderLibrary:
 def compile_shader(source: str) -> ShaderLibrary:
     """Compiles Metal source and returns its kernels, as `torch.mps.compile_shader` does.
 
-    Headers of torch, such as `<c10/metal/utils.h>`, can be included. As in torch, floating-point arithmetic is safe math
-    unless the environment has PYTORCH_MPS_FAST_MATH=1.
+    Headers of torch, such as `<c10/metal/utils.h>`, can be included. As in torch, arithmetic is safe math unless the
+    environment has PYTORCH_MPS_FAST_MATH=1.
 
     Raises:
         CompileError: the source does not compile.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._C import DispatchKey
 
 from mpskernels.simulator import _simulator, shader
 
@@ -22,16 +23,16 @@ def _storage_new(cls: type, *args: Any, device: Any = None, **kwargs: Any) -> to
 
 
 def _attention(*args: Any, **kwargs: Any) -> torch.Tensor:
-    """`scaled_dot_product_attention` decomposed, for tracing: torch's own version asks a table without a row for mps."""
-    op = torch.ops.aten.scaled_dot_product_attention.default
-    key = torch._C.DispatchKey.AutogradMPS if args[0].device.type == "mps" else torch._C.DispatchKey.CompositeImplicitAutograd
-    return op._op_dk(key, *args, **kwargs)
+    """`scaled_dot_product_attention`, taken apart for tracing: torch's version asks a table that has no row for mps."""
+    key = DispatchKey.AutogradMPS if args[0].device.type == "mps" else DispatchKey.CompositeImplicitAutograd
+    return torch.ops.aten.scaled_dot_product_attention.default._op_dk(key, *args, **kwargs)
 
 
 def install() -> None:
     """What makes the device itself complete."""
     torch.UntypedStorage.__new__ = staticmethod(_storage_new)
-    torch.ops.aten.scaled_dot_product_attention.default.py_impl(torch._C.DispatchKey.CompositeImplicitAutograd)(_attention)
+    attention = torch.ops.aten.scaled_dot_product_attention.default
+    attention.py_impl(DispatchKey.CompositeImplicitAutograd)(_attention)
 
 
 def _host_alias_storage(storage: torch.UntypedStorage) -> torch.UntypedStorage:

@@ -2,6 +2,7 @@
 // "error: " and the text of the exception. Driven by test_framework.py.
 #include <ATen/mps/MPSStream.h>
 #import <Metal/Metal.h>
+#include <torch/mps.h>
 
 #include <atomic>
 #include <cstdio>
@@ -480,6 +481,13 @@ const std::vector<std::pair<const char*, Case>> cases = {
        return std::to_string([error code]) + " " + text([error localizedDescription]);
      }},
 
+    {"library_from_source_without_compiler",
+     [] {
+       NSError* error = nil;
+       [device newLibraryWithSource:@"kernel void f() {}" options:nil error:&error];
+       return std::to_string([error code]) + " " + text([error localizedDescription]);
+     }},
+
     // Queues and torch's stream.
     {"dispatch_sync_reentered",
      [] {
@@ -554,6 +562,25 @@ const std::vector<std::pair<const char*, Case>> cases = {
        stream->synchronize(at::mps::SyncType::COMMIT_AND_WAIT);
        return std::to_string(before) + " " + std::to_string(static_cast<int>(contents(y)[3])) +
               (encoders[0] == encoders[2] ? " one encoder" : " several encoders");
+     }},
+    {"stream_makes_way_for_an_own_encoder",
+     [] {
+       auto* stream = at::mps::getCurrentMPSStream();
+       Encoding e;
+       dispatch_sync(torch::mps::get_dispatch_queue(), ^{
+         [stream->commandEncoder() setComputePipelineState:pipeline("axpy")];
+         id<MTLComputeCommandEncoder> encoder = [torch::mps::get_command_buffer() computeCommandEncoder];
+         const float scale = 4;
+         [encoder setComputePipelineState:pipeline("axpy")];
+         [encoder setBuffer:e.x offset:0 atIndex:0];
+         [encoder setBuffer:e.y offset:0 atIndex:1];
+         [encoder setBytes:&scale length:4 atIndex:2];
+         [encoder dispatchThreads:MTLSizeMake(4, 1, 1) threadsPerThreadgroup:MTLSizeMake(4, 1, 1)];
+         [encoder endEncoding];
+         torch::mps::commit();
+       });
+       torch::mps::synchronize();
+       return e.result();
      }},
     {"stream_forgets_the_last_block",
      [] {

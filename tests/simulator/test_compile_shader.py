@@ -1,6 +1,7 @@
 """`compile_shader` and `load_metallib`: the calling convention and the errors of torch.mps's functions of that name."""
 
 import copy
+import ctypes
 import math
 
 import pytest
@@ -11,7 +12,7 @@ from mpskernels.simulator import compiler
 
 simulator.enable()
 
-SOURCE = """
+SOURCE = r"""
 #include <metal_stdlib>
 using namespace metal;
 
@@ -25,13 +26,15 @@ template <typename T>
 kernel void linear(device float* out, constant T& start, constant T& step, uint i [[thread_position_in_grid]]) {
   out[i] = float(start) + float(step) * i;
 }
-template [[host_name("linear_f32")]] kernel void linear<float>(device float*, constant float&, constant float&, uint);
-template [[host_name("linear_f16")]] kernel void linear<half>(device float*, constant half&, constant half&, uint);
-template [[host_name("linear_bf16")]] kernel void linear<bfloat>(device float*, constant bfloat&, constant bfloat&, uint);
-template [[host_name("linear_i64")]] kernel void linear<long>(device float*, constant long&, constant long&, uint);
-template [[host_name("linear_i32")]] kernel void linear<int>(device float*, constant int&, constant int&, uint);
-template [[host_name("linear_i16")]] kernel void linear<short>(device float*, constant short&, constant short&, uint);
-template [[host_name("linear_u8")]] kernel void linear<uchar>(device float*, constant uchar&, constant uchar&, uint);
+#define LINEAR(name, T) \
+  template [[host_name("linear_" #name)]] kernel void linear<T>(device float*, constant T&, constant T&, uint);
+LINEAR(f32, float)
+LINEAR(f16, half)
+LINEAR(bf16, bfloat)
+LINEAR(i64, long)
+LINEAR(i32, int)
+LINEAR(i16, short)
+LINEAR(u8, uchar)
 
 kernel void polynomial(device float* out, constant float* c, constant long& n, uint i [[thread_position_in_grid]]) {
   float y = 0;
@@ -48,7 +51,8 @@ kernel void where(device int* out, uint3 p [[thread_position_in_grid]], uint3 n 
   out[(p.z * n.y + p.y) * n.x + p.x] = group.x * 10000 + group.y * 100 + group.z;
 }
 
-[[kernel, max_total_threads_per_threadgroup(64)]] void small(device float* out, uint i [[thread_position_in_threadgroup]]) {
+[[max_total_threads_per_threadgroup(64)]]
+kernel void small(device float* out, uint i [[thread_position_in_threadgroup]]) {
   threadgroup float shared[64];
   shared[i] = i;
   threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -57,16 +61,13 @@ kernel void where(device int* out, uint3 p [[thread_position_in_grid]], uint3 n 
 
 kernel void maybe(device float* out, device const float* unused, uint i [[thread_position_in_grid]]) { out[i] = 3; }
 
-constant float factor [[function_constant(0)]];
-kernel void needs_constant(device float* out, uint i [[thread_position_in_grid]]) { out[i] = factor; }
-
 kernel void not_a_number(device int* out, device const float* x, uint i [[thread_position_in_grid]]) {
   out[i] = x[i] != x[i];
 }
 """
 
 KERNELS = ["add", "choose", "full", "linear_bf16", "linear_f16", "linear_f32", "linear_i16", "linear_i32", "linear_i64"]
-KERNELS += ["linear_u8", "maybe", "needs_constant", "not_a_number", "polynomial", "small", "where"]
+KERNELS += ["linear_u8", "maybe", "not_a_number", "polynomial", "small", "where"]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def x():
     return torch.zeros(6, device="mps")
 
 
-# Calling ------------------------------------------------------------------------------------------------------------------
+# Calling ------------------------------------------------------------------------------------------
 
 
 def test_kernels_are_attributes(lib):
@@ -201,13 +202,44 @@ def test_arithmetic_is_safe_by_default(lib):
 
 
 def test_library_outlives_its_variable(x):
-    kernel = simulator.compile_shader("kernel void one(device float* y, uint i [[thread_position_in_grid]]) { y[i] = 1; }").one
+    kernel = simulator.compile_shader(
+        "kernel void one(device float* y, uint i [[thread_position_in_grid]]) { y[i] = 1; }"
+    ).one
     kernel(x)
     del kernel
     assert x.tolist() == [1] * 6
 
 
-# Through torch -------------------------------------------------------------------------------------------------------------
+def test_metal_compiles_source_at_run_time():
+    """`newLibraryWithSource:options:error:`, called as C code calls Objective-C methods."""
+    objc = ctypes.CDLL("libobjc.so.4")
+    metal = ctypes.CDLL(simulator._simulator.__file__)
+    for function in (
+        objc.objc_msg_lookup,
+        objc.objc_getClass,
+        objc.sel_registerName,
+        metal.MTLCreateSystemDefaultDevice,
+    ):
+        function.restype = ctypes.c_void_p
+    objc.objc_msg_lookup.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+
+    def send(receiver, selector, *arguments):
+        method = objc.objc_msg_lookup(receiver, objc.sel_registerName(selector))
+        types = [ctypes.c_void_p if isinstance(a, int) else type(a) for a in arguments]
+        return ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, *types)(method)(
+            receiver, objc.sel_registerName(selector), *arguments
+        )
+
+    pool = send(objc.objc_getClass(b"NSAutoreleasePool"), b"new")
+    device = metal.MTLCreateSystemDefaultDevice()
+    for source, count in ((b"kernel void f(device float* x) { x[0] = 1; }", 1), (b"kernel void f(", None)):
+        text = send(objc.objc_getClass(b"NSString"), b"stringWithUTF8String:", ctypes.c_char_p(source))
+        library = send(device, b"newLibraryWithSource:options:error:", text, 0, 0)
+        assert library is None if count is None else send(send(library, b"functionNames"), b"count") == count
+    send(pool, b"drain")
+
+
+# Through torch ------------------------------------------------------------------------------------
 
 
 def test_torch_compiles_shaders(x):
@@ -225,7 +257,7 @@ def test_inductor_generates_kernels_that_run():
     torch.testing.assert_close(torch.compile(f, fullgraph=True)(x, y), f(x, y))
 
 
-# metallibs ------------------------------------------------------------------------------------------------------------------
+# metallibs ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -258,13 +290,13 @@ def test_broken_metallib_is_refused(metallib, change, message):
 
 
 def test_missing_metallib_is_refused():
-    with pytest.raises(RuntimeError, match="metallib '/nowhere/x.metallib' does not exist"):
+    with pytest.raises(RuntimeError, match=r"metallib '/nowhere/x\.metallib' does not exist"):
         simulator.load_metallib("/nowhere/x.metallib")
     with pytest.raises(TypeError, match="expected bytes or a path, got int"):
         simulator.load_metallib(3)
 
 
-# Errors --------------------------------------------------------------------------------------------------------------------
+# Errors -------------------------------------------------------------------------------------------
 
 
 def test_source_that_does_not_compile_is_refused():
@@ -283,9 +315,13 @@ def test_missing_kernel_is_refused(lib):
     assert copy.copy(lib).full is lib.full
 
 
-def test_missing_function_constant_is_refused(lib):
+def test_missing_function_constant_is_refused(x):
+    lib = simulator.compile_shader("""
+        constant float factor [[function_constant(0)]];
+        kernel void needs(device float* out, uint i [[thread_position_in_grid]]) { out[i] = factor; }
+    """)
     with pytest.raises(RuntimeError, match=r"constant 'factor' \(index 0, float\) needs a value"):
-        _ = lib.needs_constant
+        lib.needs(x)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +333,7 @@ def test_missing_function_constant_is_refused(lib):
         (("x", []), {}, r"full: argument 1: expected a tensor, a number or a list of numbers, got \[\]"),
         (("x", 1 << 70), {}, "full: argument 1: .* cannot be passed"),
         (("x", 300), {"arg_casts": "int8"}, "full: argument 1: 300 does not fit int8"),
-        (("x", 1.0), {"arg_casts": "float8"}, "full: argument 1: arg_casts names no type: 'float8'; allowed: bool, int8"),
+        (("x", 1.0), {"arg_casts": "float8"}, "full: argument 1: arg_casts names no type: 'float8'"),
         (("x",), {}, r"full: argument value \(buffer 1, constant float &\) is not bound"),
         (("x", [1.0] * 2000), {}, r"full: argument value .*: setBytes takes 1 to 4096 bytes, got 8000"),
         (("x", 1.0), {"threads": ()}, "full: threads must be one to three non-negative integers"),
@@ -326,5 +362,5 @@ def test_too_many_threads_per_threadgroup_is_a_value_error(lib, x):
 
 def test_misaligned_tensor_is_refused(lib, x):
     bytes_ = torch.zeros(64, dtype=torch.uint8, device="mps")
-    with pytest.raises(RuntimeError, match=r"argument out \(buffer 0, device float \*\): offset 2 is not a multiple of 4"):
+    with pytest.raises(RuntimeError, match=r"argument out \(buffer 0, .*\): offset 2 is not a multiple of 4"):
         lib.full(bytes_[2:], 1.0, threads=1)

@@ -128,9 +128,7 @@ def test_exchange(library):
 
 
 def test_compare_exchange(library):
-    _, out = launch(
-        library.compare, torch.tensor([7], dtype=torch.int32), torch.zeros(4, dtype=torch.int32), threads=1
-    )
+    _, out = launch(library.compare, torch.tensor([7], dtype=torch.int32), torch.zeros(4, dtype=torch.int32), threads=1)
     assert out.tolist() == [0, 7, 1, 9]
 
 
@@ -158,14 +156,30 @@ def test_member_of_struct(library):
 
 # name -> (arguments, statement, part of the message)
 REFUSED = {
-    "threadgroup_float": ("threadgroup atomic_float* a", "atomic_fetch_add_explicit(a, 1.0f, memory_order_relaxed);", ""),
+    "threadgroup_float": (
+        "threadgroup atomic_float* a",
+        "atomic_fetch_add_explicit(a, 1.0f, memory_order_relaxed);",
+        "",
+    ),
     "threadgroup_float_load": ("threadgroup atomic_float* a", "atomic_load_explicit(a, memory_order_relaxed);", ""),
     "float_max": ("device atomic_float* a", "atomic_fetch_max_explicit(a, 1.0f, memory_order_relaxed);", "no matching"),
     "bool_add": ("device atomic_bool* a", "atomic_fetch_add_explicit(a, true, memory_order_relaxed);", "no matching"),
     "ulong_add": ("device atomic_ulong* a", "atomic_fetch_add_explicit(a, 1ul, memory_order_relaxed);", "no matching"),
-    "threadgroup_ulong": ("threadgroup atomic_ulong* a", "atomic_max_explicit(a, 1ul, memory_order_relaxed);", "no matching"),
-    "ulong_max_has_no_value": ("device atomic_ulong* a", "ulong v = atomic_max_explicit(a, 1ul, memory_order_relaxed);", "void"),
-    "order": ("device atomic_int* a", "atomic_fetch_add_explicit(a, 1, memory_order_seq_cst);", "memory_order_relaxed only"),
+    "threadgroup_ulong": (
+        "threadgroup atomic_ulong* a",
+        "atomic_max_explicit(a, 1ul, memory_order_relaxed);",
+        "no matching",
+    ),
+    "ulong_max_has_no_value": (
+        "device atomic_ulong* a",
+        "ulong v = atomic_max_explicit(a, 1ul, memory_order_relaxed);",
+        "void",
+    ),
+    "order": (
+        "device atomic_int* a",
+        "atomic_fetch_add_explicit(a, 1, memory_order_seq_cst);",
+        "memory_order_relaxed only",
+    ),
     "acquire": ("device atomic_int* a", "atomic_load_explicit(a, memory_order_acquire);", "memory_order_acquire"),
     "plain_object": ("device int* a", "atomic_fetch_add_explicit(a, 1, memory_order_relaxed);", "no matching"),
     "constant_object": ("constant atomic_int* a", "atomic_load_explicit(a, memory_order_relaxed);", "no matching"),

@@ -1,7 +1,7 @@
 """Scalar, vector, packed and matrix types of the shading language: what they compute and what they refuse.
 
-Each case is a few statements and an expression; all run in one kernel. `f[k]` and `n[k]` are k, as float and int, but only
-at run time, so that the compiler cannot work the answer out.
+Each case is a few statements and an expression; all run in one kernel. `f[k]` and `n[k]` are k, as float and int, but
+only at run time, so that the compiler cannot work the answer out.
 """
 
 import pytest
@@ -89,31 +89,63 @@ CASES = {
     "index": ("float4 v(1, 2, 3, 4); v[n[2]] = 9;", "v[n[1]] * 10 + v[2]", 29),
     "device_selection": ("memory->xy = memory[1].zw; memory->w = 5;", "dot(*memory, float4(1, 10, 0, 1000))", 5087),
     "device_compound": ("memory[2] += 1; memory[2].x *= 10;", "memory[2].x + memory[2].y", 111),
-    "threadgroup_selection": ("shared[0] = float4(1, 2, 3, 4); shared[0].yz = shared[0].zy;", "shared->y * 10 + shared->z", 32),
+    "threadgroup_selection": (
+        "shared[0] = float4(1, 2, 3, 4); shared[0].yz = shared[0].zy;",
+        "shared->y * 10 + shared->z",
+        32,
+    ),
     "thread_pointer": ("float4 v(1, 2, 3, 4); thread float4* p = &v; p->zw = p->xy;", "v.z * 10 + v.w", 12),
     "conditional": ("float2 v(1, 2); float2 w = n[1] ? v : float2(3, 4); w = n[0] ? w : 7;", "w.x", 7),
     # vectors: operators
-    "arithmetic": ("float2 v(f[6], 8), w(2, 4);", "dot(v + w, float2(1)) + dot(v - w, 1) + dot(v * w, 1) + dot(v / w, 1)", 77),
+    "arithmetic": (
+        "float2 v(f[6], 8), w(2, 4);",
+        "dot(v + w, float2(1)) + dot(v - w, 1) + dot(v * w, 1) + dot(v / w, 1)",
+        77,
+    ),
     "scalar_operands": ("float2 v(f[6], 8);", "(2 * v - 1).y * 100 + (v / 2).x * 10 + (24 / v).x", 1534),
     "half_and_float_scalar": ("half2 v = half2(1) * 0.5f;", "v.x + is_same_v<decltype(v * 0.5f), half2>", 1.5),
     "float_and_half_scalar": ("float2 v = float2(1, 2) * 0.5h;", "v.y", 1),
     "negation": ("float2 v(1, f[2]);", "(-v).y + (+v).x", -1),
-    "compound": ("int2 v(7, 9); v += 1; v -= int2(1, 2); v *= 3; v /= 2; v %= 8; v |= 16; v &= 23; v ^= 1;", "v.x * 100 + v.y", 1921),
+    "compound": (
+        "int2 v(7, 9); v += 1; v -= int2(1, 2); v *= 3; v /= 2; v %= 8; v |= 16; v &= 23; v ^= 1;",
+        "v.x * 100 + v.y",
+        1921,
+    ),
     "small_integers_wrap": ("uchar2 v = uchar2(250) + uchar2(n[10]);", "v.x", 4),
     "division_by_zero": ("int2 v = int2(5, 7) / int2(n[0], 2);", "v.y", 3),
     "remainder_by_zero": ("uint2 v = uint2(5, 7) % uint2(n[0], 4);", "v.y", 3),
     "smallest_by_minus_one": ("int2 v = int2(-2147483647 - 1, 6) / int2(-n[1]);", "v.y", -6),
-    "shifts": ("int2 v = int2(1, -8) << 3; uint2 u = uint2(256) >> uint2(n[4], 36);", "v.x + v.y + int(u.x + u.y)", -24),
+    "shifts": (
+        "int2 v = int2(1, -8) << 3; uint2 u = uint2(256) >> uint2(n[4], 36);",
+        "v.x + v.y + int(u.x + u.y)",
+        -24,
+    ),
     "bits": ("uint2 v = (uint2(12, 10) & 6) | 1; v = ~v; v = ~v ^ uint2(0, 1);", "v.x * 10 + v.y", 52),
     "comparison": ("bool4 v = float4(1, 2, 3, 4) < f[3];", "v.x + v.y * 10 + v.z * 100 + v.w * 1000", 11),
-    "comparisons": ("int2 v(1, 2), w(2, 2);", "all(v <= w) + any(v == w) * 10 + any(v > w) * 100 + all(v != 7) * 1000 + all(w >= v)", 1012),
+    "comparisons": (
+        "int2 v(1, 2), w(2, 2);",
+        "all(v <= w) + any(v == w) * 10 + any(v > w) * 100 + all(v != 7) * 1000 + all(w >= v)",
+        1012,
+    ),
     "comparison_with_nan": ("float2 v = as_type<float>(0x7fc00000 + n[0]);", "is_same_v<decltype(v == v), bool2>", 1),
     "logic": ("bool2 v(true, false), w(n[1], n[1]);", "all((v && w) == v) + all(v || w) * 10 + any(!w) * 100", 11),
     "bfloat_vector_arithmetic": ("bfloat2 v = bfloat2(bfloat(f[1])) + bfloat(0x1p-8f);", "v.x", 1),
     # packed
-    "packed_arithmetic": ("packed_float3 p = float3(1, 2, f[3]); packed_float3 q = p * 2 + p; q += 1;", "q[2] * 10 + q.x", 104),
-    "packed_selection": ("packed_float3 p = float3(1, 2, 3); p.xy = p.yx; p.b = 9; float3 v = p;", "dot(v, float3(1, 10, 100))", 912),
-    "packed_memory": ("device packed_float3* p = (device packed_float3*)f; packed_float3 q = p[1];", "q.x + float3(q).z", 8),
+    "packed_arithmetic": (
+        "packed_float3 p = float3(1, 2, f[3]); packed_float3 q = p * 2 + p; q += 1;",
+        "q[2] * 10 + q.x",
+        104,
+    ),
+    "packed_selection": (
+        "packed_float3 p = float3(1, 2, 3); p.xy = p.yx; p.b = 9; float3 v = p;",
+        "dot(v, float3(1, 10, 100))",
+        912,
+    ),
+    "packed_memory": (
+        "device packed_float3* p = (device packed_float3*)f; packed_float3 q = p[1];",
+        "q.x + float3(q).z",
+        8,
+    ),
     "packed_with_vector": ("packed_int2 p = int2(1, n[2]); int2 v = p + int2(1) - p;", "v.x + v.y", 2),
     # as_type
     "as_type_scalar": ("", "as_type<uint>(f[1]) == 0x3f800000u", 1),
@@ -126,32 +158,61 @@ CASES = {
     "matrix_diagonal": ("float3x3 m(f[2]);", "m[0][0] + m[1][1] * 10 + m[2][2] * 100 + m[0][1]", 222),
     "matrix_columns": ("float2x3 m(float3(1, 2, 3), float3(4, 5, f[6])); m[0].y = 9;", "m[0][1] * 100 + m[1].z", 906),
     "matrix_scalars": ("float2x2 m(1, 2, 3, f[4]);", "m[0][1] * 10 + m[1][0]", 23),
-    "matrix_times_vector": ("float2x3 m(float3(1, 2, 3), float3(4, 5, 6));", "dot(m * float2(1, f[2]), float3(1, 10, 100))", 1629),
-    "vector_times_matrix": ("float2x3 m(float3(1, 2, 3), float3(4, 5, 6));", "dot(float3(1, 0, f[1]) * m, float2(1, 100))", 1004),
+    "matrix_times_vector": (
+        "float2x3 m(float3(1, 2, 3), float3(4, 5, 6));",
+        "dot(m * float2(1, f[2]), float3(1, 10, 100))",
+        1629,
+    ),
+    "vector_times_matrix": (
+        "float2x3 m(float3(1, 2, 3), float3(4, 5, 6));",
+        "dot(float3(1, 0, f[1]) * m, float2(1, 100))",
+        1004,
+    ),
     "matrix_product": ("float2x2 m(1, 2, 3, 4), p = m * m * 2;", "p[0][0] + p[1][1]", 58),
     "matrix_sum": ("float2x2 m(1, 2, 3, 4); m += m - float2x2(1);", "m[0][0] + m[1][0]", 7),
     "transpose": ("float3x2 m = transpose(float2x3(float3(1, 2, 3), float3(4, 5, 6)));", "m[2][1]", 6),
     "determinant2": ("", "determinant(float2x2(1, 2, 3, f[4]))", -2),
     "determinant3": ("", "determinant(float3x3(float3(2, 0, 1), float3(1, 3, 0), float3(0, 1, f[4])))", 25),
-    "determinant4": ("float4x4 m(2.0f); m[1] = float4(1, 2, 0, f[3]); m[3] = float4(0, 1, 0, 1);", "determinant(m)", -4),
+    "determinant4": (
+        "float4x4 m(2.0f); m[1] = float4(1, 2, 0, f[3]); m[3] = float4(0, 1, 0, 1);",
+        "determinant(m)",
+        -4,
+    ),
     # traits
     "traits": (
         "",
-        "is_floating_point_v<half> + is_floating_point_v<bfloat> * 10 + is_integral_v<uchar> * 100 + is_arithmetic_v<float4> * 1000",
+        "is_floating_point_v<half> + is_floating_point_v<bfloat> * 10 + is_integral_v<uchar> * 100"
+        " + is_arithmetic_v<float4> * 1000",
         111,
     ),
-    "traits_of_memory": ("", "is_same_v<remove_cv_t<const device float>, float> + is_integral_v<threadgroup int> * 10", 11),
+    "traits_of_memory": (
+        "",
+        "is_same_v<remove_cv_t<const device float>, float> + is_integral_v<threadgroup int> * 10",
+        11,
+    ),
     "make_unsigned": ("", "is_same_v<make_unsigned_t<short>, ushort>", 1),
     "conditional_t": ("", "sizeof(conditional_t<(sizeof(float) > 2), half, long>)", 2),
-    "limits": ("", "numeric_limits<short>::max() + numeric_limits<char>::lowest() + numeric_limits<uint>::digits", 32671),
+    "limits": (
+        "",
+        "numeric_limits<short>::max() + numeric_limits<char>::lowest() + numeric_limits<uint>::digits",
+        32671,
+    ),
     "limits_of_floats": (
         "",
         "(numeric_limits<float>::max() == FLT_MAX) + (numeric_limits<half>::max() == HALF_MAX) * 10"
         " + (numeric_limits<bfloat>::max() == MAXBFLOAT) * 100 + isinf(numeric_limits<float>::infinity()) * 1000",
         1111,
     ),
-    "array": ("array<float, 3> a = {1, 2, f[3]}; a[1] = 5; array<int, 2> b{}; ", "a[1] * 10 + a[2] + a.size() * 100 + b[1]", 353),
-    "constants": ("", "abs(sin(M_PI_F)) < 1e-6f && float(M_PI_H) == 3.140625f && UINT_MAX == 4294967295u && INT_MIN < 0", 1),
+    "array": (
+        "array<float, 3> a = {1, 2, f[3]}; a[1] = 5; array<int, 2> b{}; ",
+        "a[1] * 10 + a[2] + a.size() * 100 + b[1]",
+        353,
+    ),
+    "constants": (
+        "",
+        "abs(sin(M_PI_F)) < 1e-6f && float(M_PI_H) == 3.140625f && UINT_MAX == 4294967295u && INT_MIN < 0",
+        1,
+    ),
 }
 
 SOURCE = """

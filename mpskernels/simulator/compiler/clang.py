@@ -53,6 +53,9 @@ _CODE = [
     *("-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-fwrapv"),
     # A float outside an integer's range saturates, and NaN gives 0.
     "-fno-strict-float-cast-overflow",
+    # The place of a call tells the device which lanes have met, so the back end may neither merge nor copy calls.
+    *("-mllvm", "-enable-tail-merge=false", "-mllvm", "-disable-tail-duplicate", "-mllvm", "-disable-early-taildup"),
+    *("-mllvm", "-tail-dup-placement=false"),
     # A division that would trap on the host becomes a fault with its source position.
     "-fsanitize=integer-divide-by-zero",
 ]

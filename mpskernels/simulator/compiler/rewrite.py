@@ -129,6 +129,7 @@ class Rewriter:
         self.kernels: dict[str, Kernel] = {}
         self.constants: dict[str, Constant] = {}
         self.derived: dict[str, set[str]] = {}  # derived constant -> names in its initialiser
+        self.instantiations: set[int] = set()  # indices of tokens in explicit instantiations
         self.struct_names: dict[int, str] = {}  # by the index of the `{` of its members
         self.uses: dict[str, set[str]] = {}  # program-scope name -> identifiers in its definition
         self.type_names = set(_BUILTIN_TYPES) | self._declared_types()
@@ -505,6 +506,7 @@ class Rewriter:
         """template [[host_name("x")]] kernel void k<float>(...);   or   ... decltype(k<float>) k<float>;"""
         tokens = self.tokens
         names = [a.argument for a in attributes if a.name == "host_name"]
+        self.instantiations.update(range(start, stop))
         i = start + 1
         # The declarator: the last `name <...>` (or plain name) before the parameter list or the end.
         declarator = None
@@ -661,6 +663,10 @@ class Rewriter:
                 raise self.error(token, "lambdas need Metal 3.2")
             elif text == "?":
                 self._conditional(i)
+            elif text == "decltype" and following == "(" and i not in self.instantiations:
+                # To clang a variable's type has the space that the variable lies in.
+                self._edit(i, i + 1, "metal::remove_addrspace_t<decltype")
+                self.edits.append((tokens[self.match[i + 1]].end, tokens[self.match[i + 1]].end, ">"))
             elif text == "template" and following == "<":
                 self._function_parameters(i + 1)
 

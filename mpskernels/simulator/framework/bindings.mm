@@ -32,7 +32,8 @@ class Kernel {
     [state release];
   }
 
-  void launch(const std::vector<Argument>& arguments, std::array<size_t, 3> threads, std::array<size_t, 3> group) const {
+  void launch(const std::vector<Argument>& arguments, std::array<size_t, 3> threads,
+              std::array<size_t, 3> group) const {
     const py::gil_scoped_release release;
     at::mps::MPSStream* stream = at::mps::getCurrentMPSStream();
     dispatch_sync(stream->queue(), ^{
@@ -130,8 +131,9 @@ py::dict facts() {
 at::Tensor host_alias(const at::Tensor& tensor) {
   TORCH_CHECK(tensor.is_mps(), "expected storage on device mps, got ", tensor.device());
   const c10::Storage& storage = tensor.storage();
-  return at::from_blob(buffer_contents(storage.mutable_data()), {static_cast<int64_t>(storage.nbytes())},
-                       [storage](void*) {}, at::TensorOptions().dtype(at::kByte));
+  return at::from_blob(
+      buffer_contents(storage.mutable_data()), {static_cast<int64_t>(storage.nbytes())}, [storage](void*) {},
+      at::TensorOptions().dtype(at::kByte));
 }
 
 }  // namespace

@@ -7,13 +7,13 @@
 namespace mpsk {
 
 struct Chip {
-  std::string_view key;           // as MPSK_SIMULATE spells it
-  const char* name;               // MTLDevice.name
-  const char* architecture;       // MTLDevice.architecture.name
-  unsigned apple_family;          // the n of MTLGPUFamilyApple<n>
+  std::string_view key;      // as MPSK_SIMULATE spells it
+  const char* name;          // MTLDevice.name
+  const char* architecture;  // MTLDevice.architecture.name
+  unsigned apple_family;     // the n of MTLGPUFamilyApple<n>
   unsigned gpu_cores;
   unsigned memory_gib;
-  double bandwidth_gb_per_s;      // DRAM, from Apple's data sheets
+  double bandwidth_gb_per_s;  // DRAM, from Apple's data sheets
 };
 
 inline constexpr Chip chips[] = {

@@ -32,9 +32,7 @@ namespace {
 
 std::atomic<bool> used{false}, bad_fork{false};
 
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 // One thread that runs committed command buffers in order. Never destroyed: it may outlive the main thread's statics.
 class Executor {
@@ -134,7 +132,8 @@ class Executor {
 };
 
 std::string size_text(const MTLSize& size) {
-  return "(" + std::to_string(size.width) + ", " + std::to_string(size.height) + ", " + std::to_string(size.depth) + ")";
+  return "(" + std::to_string(size.width) + ", " + std::to_string(size.height) + ", " + std::to_string(size.depth) +
+         ")";
 }
 
 }  // namespace
@@ -234,7 +233,8 @@ void refuse_in_bad_fork() {
 }
 
 - (void)refuseAfterCommit:(const char*)what {
-  if (_impl->status >= MTLCommandBufferStatusCommitted) invalid(std::string(what) + ": the command buffer is already committed");
+  if (_impl->status >= MTLCommandBufferStatusCommitted)
+    invalid(std::string(what) + ": the command buffer is already committed");
 }
 
 - (id<MTLComputeCommandEncoder>)computeCommandEncoder {
@@ -405,7 +405,8 @@ void check_grid(const mpsk_encoder_state& state, const MTLSize& threads, const M
     invalid(label + ": threadsPerThreadgroup " + size_text(group) + " exceeds maxTotalThreadsPerThreadgroup, " +
             std::to_string(limit));
   }
-  if (!some(threads)) invalid(label + ": the grid must not be empty in any dimension, got " + size_text(threads) + " threads");
+  if (!some(threads))
+    invalid(label + ": the grid must not be empty in any dimension, got " + size_text(threads) + " threads");
   if (std::max({threads.width, threads.height, threads.depth}) > UINT32_MAX) {
     invalid(label + ": the grid must be below 2^32 threads in each dimension, got " + size_text(threads));
   }
@@ -476,7 +477,8 @@ void check_grid(const mpsk_encoder_state& state, const MTLSize& threads, const M
     return;
   }
   check_offset(state, index, offset, [buffer length]);
-  state.slots[index] = {.buffer = Ref<MPSKBuffer*>(static_cast<MPSKBuffer*>(buffer)), .offset = offset, .bytes = {}, .length = 0};
+  state.slots[index] = {
+      .buffer = Ref<MPSKBuffer*>(static_cast<MPSKBuffer*>(buffer)), .offset = offset, .bytes = {}, .length = 0};
 }
 
 - (void)setBufferOffset:(NSUInteger)offset atIndex:(NSUInteger)index {
@@ -572,7 +574,8 @@ void check_grid(const mpsk_encoder_state& state, const MTLSize& threads, const M
 
 - (void)endEncoding {
   [self open];
-  if (_debugGroups != 0) invalid("compute encoder: endEncoding with " + std::to_string(_debugGroups) + " open debug groups");
+  if (_debugGroups != 0)
+    invalid("compute encoder: endEncoding with " + std::to_string(_debugGroups) + " open debug groups");
   _ended = YES;
   *_state = {};
   [_commandBuffer encoderEnded];

@@ -1,11 +1,11 @@
 // MTLDevice and MTLBuffer.
+#include <unistd.h>
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <new>
-#include <unistd.h>
 
 #include "objects.h"
 
@@ -143,9 +143,7 @@ extern "C" id<MTLDevice> MTLCreateSystemDefaultDevice(void) { return [[MPSKDevic
   return [[MPSKBuffer alloc] initWithLength:length options:options];
 }
 
-- (id<MTLBuffer>)newBufferWithBytes:(const void*)pointer
-                             length:(NSUInteger)length
-                            options:(MTLResourceOptions)options {
+- (id<MTLBuffer>)newBufferWithBytes:(const void*)pointer length:(NSUInteger)length options:(MTLResourceOptions)options {
   MPSKBuffer* buffer = [[MPSKBuffer alloc] initWithLength:length options:options];
   std::memcpy([buffer contents], pointer, length);
   return buffer;
@@ -192,16 +190,15 @@ extern "C" id<MTLDevice> MTLCreateSystemDefaultDevice(void) { return [[MPSKDevic
   const int file = mkstemps(path.data(), 9);
   if (file < 0) return fail(error, MTLLibraryErrorDomain, MTLLibraryErrorInternal, "cannot write " + path);
   close(file);
-  const bool written = static_cast<bool>(std::ofstream(path, std::ios::binary).write(bytes, static_cast<ssize_t>(size)));
+  const bool written =
+      static_cast<bool>(std::ofstream(path, std::ios::binary).write(bytes, static_cast<ssize_t>(size)));
   id<MTLLibrary> library = written ? [self newLibraryWithPath:path error:error] : nil;
   unlink(path.c_str());
   if (!written) return fail(error, MTLLibraryErrorDomain, MTLLibraryErrorInternal, "cannot write " + path);
   return library;
 }
 
-- (id<MTLLibrary>)newLibraryWithSource:(NSString*)source
-                               options:(MTLCompileOptions*)options
-                                 error:(NSError**)error {
+- (id<MTLLibrary>)newLibraryWithSource:(NSString*)source options:(MTLCompileOptions*)options error:(NSError**)error {
   try {
     if (compiler == nullptr) invalid("no compiler for Metal sources is loaded in this process");
     const MTLMathMode mode = options == nil ? MTLMathModeFast : options.mathMode;
@@ -216,7 +213,10 @@ extern "C" id<MTLDevice> MTLCreateSystemDefaultDevice(void) { return [[MPSKDevic
                                                              error:(NSError**)error {
   MTLComputePipelineDescriptor* descriptor = [[MTLComputePipelineDescriptor new] autorelease];
   descriptor.computeFunction = computeFunction;
-  return [self newComputePipelineStateWithDescriptor:descriptor options:MTLPipelineOptionNone reflection:nullptr error:error];
+  return [self newComputePipelineStateWithDescriptor:descriptor
+                                             options:MTLPipelineOptionNone
+                                          reflection:nullptr
+                                               error:error];
 }
 
 - (id<MTLComputePipelineState>)newComputePipelineStateWithDescriptor:(MTLComputePipelineDescriptor*)descriptor

@@ -21,10 +21,10 @@ struct TypeFacts {
 };
 
 constexpr TypeFacts types[] = {
-    {"float", MTLDataTypeFloat, 4},   {"half", MTLDataTypeHalf, 2},     {"int", MTLDataTypeInt, 4},
-    {"uint", MTLDataTypeUInt, 4},     {"short", MTLDataTypeShort, 2},   {"ushort", MTLDataTypeUShort, 2},
-    {"char", MTLDataTypeChar, 1},     {"uchar", MTLDataTypeUChar, 1},   {"bool", MTLDataTypeBool, 1},
-    {"long", MTLDataTypeLong, 8},     {"ulong", MTLDataTypeULong, 8},   {"bfloat", MTLDataTypeBFloat, 2},
+    {"float", MTLDataTypeFloat, 4}, {"half", MTLDataTypeHalf, 2},   {"int", MTLDataTypeInt, 4},
+    {"uint", MTLDataTypeUInt, 4},   {"short", MTLDataTypeShort, 2}, {"ushort", MTLDataTypeUShort, 2},
+    {"char", MTLDataTypeChar, 1},   {"uchar", MTLDataTypeUChar, 1}, {"bool", MTLDataTypeBool, 1},
+    {"long", MTLDataTypeLong, 8},   {"ulong", MTLDataTypeULong, 8}, {"bfloat", MTLDataTypeBFloat, 2},
 };
 
 struct Type {
@@ -110,12 +110,13 @@ struct mpsk_constant_values {
   for (const mpsk_constant* constant : function.constants()) {
     const Value* value = nullptr;
     if (const auto found = _impl->by_name.find(constant->name); found != _impl->by_name.end()) value = &found->second;
-    if (const auto found = _impl->by_index.find(constant->index); found != _impl->by_index.end()) value = &found->second;
+    if (const auto found = _impl->by_index.find(constant->index); found != _impl->by_index.end())
+      value = &found->second;
     if (value == nullptr) continue;
     if (value->type != type_of(constant->type)) {
       throw device::Error("function '" + function.name() + "': constant '" + constant->name + "' (index " +
-                          std::to_string(constant->index) + ") is of type " + constant->type + ", got a value of type " +
-                          describe(value->type).name);
+                          std::to_string(constant->index) + ") is of type " + constant->type +
+                          ", got a value of type " + describe(value->type).name);
     }
     result[constant->index] = value->bytes;
   }
@@ -195,7 +196,8 @@ struct mpsk_constant_values {
                 "function '" + text(name) + "' does not exist in the library " + (*_library)->path());
   }
   try {
-    device::ConstantValues values = constantValues == nil ? device::ConstantValues() : [constantValues valuesFor:*function];
+    device::ConstantValues values =
+        constantValues == nil ? device::ConstantValues() : [constantValues valuesFor:*function];
     device::Pipeline(function, values);  // complains of what is missing
     return [[MPSKFunction alloc] initWithFunction:std::move(function) constants:std::move(values)];
   } catch (const device::Error& problem) {

@@ -62,7 +62,7 @@ id fail(NSError** error, NSString* domain, NSInteger code, const std::string& me
 // One recorded dispatch with all that it needs to run later.
 struct Command {
   device::Dispatch dispatch;
-  std::vector<Ref<>> objects;                            // pipeline and buffers
+  std::vector<Ref<>> objects;                             // pipeline and buffers
   std::vector<std::shared_ptr<const std::byte[]>> bytes;  // of setBytes
 };
 
@@ -142,7 +142,7 @@ void refuse_in_bad_fork();
 - (void)record:(mpsk::Command)command;
 - (void)encoderEnded;
 - (size_t)commandCount;
-- (size_t)boundBytes;  // of the buffers of all commands; one that is bound twice counts twice
+- (size_t)boundBytes;      // of the buffers of all commands; one that is bound twice counts twice
 - (std::string)errorText;  // empty: none
 @end
 

@@ -68,9 +68,10 @@ MPSCommandBuffer_t MPSStream::commandBuffer() {
 }
 
 MTLComputeCommandEncoder_t MPSStream::commandEncoder() {
-  TORCH_CHECK(mpsk::on_queue(_serialQueue),
-              "MPSStream::commandEncoder() was called outside dispatch_sync(stream->queue(), ...): another thread could "
-              "encode at the same time");
+  TORCH_CHECK(
+      mpsk::on_queue(_serialQueue),
+      "MPSStream::commandEncoder() was called outside dispatch_sync(stream->queue(), ...): another thread could "
+      "encode at the same time");
   Pending& state = pending();
   const unsigned long generation = mpsk::queue_generation(_serialQueue);
   if (generation != state.generation) {
@@ -186,7 +187,15 @@ size_t recommended_working_set() { return recommended_working_set(chip()); }
 
 size_t max_buffer_length() { return max_buffer_length(chip()); }
 
-void* command_buffer() { return at::mps::getDefaultMPSStream()->commandBuffer(); }
+void* command_buffer() {
+  at::mps::MPSStream* stream = at::mps::getDefaultMPSStream();
+  void* buffer = nullptr;
+  at::mps::on_queue(stream->queue(), [&] {
+    stream->endKernelCoalescing();  // the caller will open an encoder of its own
+    buffer = stream->commandBuffer();
+  });
+  return buffer;
+}
 
 void* command_queue() { return at::mps::getDefaultMPSStream()->queue(); }
 
@@ -212,9 +221,7 @@ void Event::record() {
 
 bool Event::recorded() const { return static_cast<bool>(state_->buffer); }
 
-bool Event::complete() const {
-  return !recorded() || [state_->buffer.get() status] >= MTLCommandBufferStatusCompleted;
-}
+bool Event::complete() const { return !recorded() || [state_->buffer.get() status] >= MTLCommandBufferStatusCompleted; }
 
 void Event::wait() const { [state_->buffer.get() waitUntilCompleted]; }
 

@@ -1,13 +1,12 @@
 // torch's mps device on Linux: memory, streams' hooks, random numbers, and every operator through the CPU's kernels.
 //
-// As on a Mac the data pointer of a tensor's storage is its MTLBuffer. The device's memory is the host's, so CPU kernels
-// work on it in place; each of them waits first for what is encoded.
+// As on a Mac the data pointer of a tensor's storage is its MTLBuffer. The device's memory is the host's, so CPU
+// kernels work on it in place; each of them waits first for what is encoded.
 #include "torch_device.h"
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
-#include <ATen/InferSize.h>
 #include <ATen/NativeFunctions.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/detail/MPSHooksInterface.h>
@@ -21,7 +20,6 @@
 #include <cstring>
 #include <map>
 #include <mutex>
-#include <typeinfo>
 
 namespace mpsk {
 namespace {
@@ -31,29 +29,28 @@ using at::Tensor;
 const c10::Device mps_device(c10::DeviceType::MPS, 0);
 
 void check_dtype(at::ScalarType dtype) {
-  TORCH_CHECK_TYPE(dtype != at::kDouble, "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't ",
-                   "support float64. Please use float32 instead.");
-  TORCH_CHECK_TYPE(dtype != at::kComplexDouble, "Cannot convert a MPS Tensor to complex128 dtype as the MPS framework ",
-                   "doesn't support it. Please use complex64 instead.");
+  TORCH_CHECK_TYPE(dtype != at::kDouble, "mps tensors cannot be float64: Metal has no such type; use float32");
+  TORCH_CHECK_TYPE(dtype != at::kComplexDouble,
+                   "mps tensors cannot be complex128: Metal has no float64; use complex64");
 }
 
-// Memory ---------------------------------------------------------------------------------------------------------------
+// Memory ------------------------------------------------------------------------------------------
 
 class Allocator final : public c10::DeviceAllocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
     if (bytes == 0) return {nullptr, nullptr, &release, mps_device};
-    TORCH_CHECK(bytes <= max_buffer_length(), "Invalid buffer size: ", gib(bytes), "; the largest is ",
+    TORCH_CHECK(bytes <= max_buffer_length(), "mps: invalid buffer size: ", gib(bytes), "; the largest is ",
                 gib(max_buffer_length()));
     const double limit = fraction_ * static_cast<double>(recommended_working_set());
     TORCH_CHECK_WITH(OutOfMemoryError, fraction_ == 0 || static_cast<double>(allocated_bytes() + bytes) <= limit,
-                     "MPS backend out of memory (MPS allocated: ", gib(allocated_bytes()), ", max allowed: ",
-                     gib(static_cast<size_t>(limit)), "). Tried to allocate ", gib(bytes), ".");
+                     "mps: out of memory: ", gib(bytes), " wanted, ", gib(allocated_bytes()), " of ",
+                     gib(static_cast<size_t>(limit)), " in use");
     void* buffer = nullptr;
     try {
       buffer = new_buffer(bytes);
     } catch (const std::runtime_error& error) {
-      TORCH_CHECK_WITH(OutOfMemoryError, false, "MPS backend out of memory: ", error.what());
+      TORCH_CHECK_WITH(OutOfMemoryError, false, "mps: ", error.what());
     }
     // A kernel that leaves elements unwritten must not find an earlier result there: all ones is a NaN in each float.
     std::memset(buffer_contents(buffer), 0xff, bytes);
@@ -117,7 +114,7 @@ void Allocator::free_block(void* context) {
   delete block;
 }
 
-// Random numbers -------------------------------------------------------------------------------------------------------
+// Random numbers ----------------------------------------------------------------------------------
 
 // A generator of device mps that has the CPU's numbers: the kernels that draw from it are the CPU's.
 class GeneratorImpl final : public c10::GeneratorImpl {
@@ -145,7 +142,8 @@ at::Generator new_generator(uint64_t seed) {
 std::atomic<bool> default_generator_used{false};
 
 const at::Generator& default_generator() {
-  static const at::Generator* const instance = new at::Generator(new_generator(c10::detail::getNonDeterministicRandom()));
+  static const at::Generator* const instance =
+      new at::Generator(new_generator(c10::detail::getNonDeterministicRandom()));
   default_generator_used = true;
   return *instance;
 }
@@ -154,15 +152,14 @@ const at::Generator& default_generator() {
 // torch.manual_seed reaches it even where torch does not know that it has an mps device.
 std::optional<at::Generator> cpu_generator(const std::optional<at::Generator>& asked) {
   if (asked && asked->defined()) {
-    TORCH_CHECK(asked->device().is_mps(), "Expected a 'mps' device type for generator but found '",
-                asked->device().type(), "'");
+    TORCH_CHECK(asked->device().is_mps(), "expected a generator of device mps, got ", asked->device());
     return static_cast<GeneratorImpl*>(asked->unsafeGetGeneratorImpl())->cpu();
   }
   if (!default_generator_used) return std::nullopt;
   return static_cast<GeneratorImpl*>(default_generator().unsafeGetGeneratorImpl())->cpu();
 }
 
-// Operators ------------------------------------------------------------------------------------------------------------
+// Operators ---------------------------------------------------------------------------------------
 
 Tensor new_tensor(c10::Storage storage, c10::DispatchKey key, caffe2::TypeMeta dtype, at::IntArrayRef sizes,
                   at::IntArrayRef strides, int64_t offset) {
@@ -174,9 +171,11 @@ Tensor new_tensor(c10::Storage storage, c10::DispatchKey key, caffe2::TypeMeta d
 // CPU storage over the same memory. It may be resized: then it has memory of its own.
 c10::Storage host_storage(const c10::Storage& storage) {
   void* buffer = storage.unsafeGetStorageImpl()->_mutable_data_ptr_no_checks().get();
-  c10::DataPtr data(buffer == nullptr ? nullptr : buffer_contents(buffer), new c10::Storage(storage),
-                    [](void* context) { delete static_cast<c10::Storage*>(context); }, c10::Device(c10::kCPU));
-  return {c10::Storage::use_byte_size_t(), storage.nbytes(), std::move(data), c10::GetCPUAllocator(), /*resizable=*/true};
+  c10::DataPtr data(
+      buffer == nullptr ? nullptr : buffer_contents(buffer), new c10::Storage(storage),
+      [](void* context) { delete static_cast<c10::Storage*>(context); }, c10::Device(c10::kCPU));
+  return {c10::Storage::use_byte_size_t(), storage.nbytes(), std::move(data), c10::GetCPUAllocator(),
+          /*resizable=*/true};
 }
 
 Tensor host_alias(const Tensor& tensor, c10::Storage storage) {
@@ -197,9 +196,9 @@ Tensor empty(at::IntArrayRef size, std::optional<at::ScalarType> dtype, std::opt
              std::optional<at::MemoryFormat> memory_format) {
   const auto type = c10::dtype_or_default(dtype);
   check_dtype(type);
-  TORCH_CHECK(c10::layout_or_default(layout) == at::kStrided, "MPS: only the strided layout is supported");
-  TORCH_CHECK(!c10::pinned_memory_or_default(pin_memory), "MPS: only CPU memory can be pinned");
-  TORCH_CHECK(c10::device_or_default(device).index() <= 0, "MPS: there is one device, got index ", device->index());
+  TORCH_CHECK(c10::layout_or_default(layout) == at::kStrided, "mps: only the strided layout is supported");
+  TORCH_CHECK(!c10::pinned_memory_or_default(pin_memory), "mps: only CPU memory can be pinned");
+  TORCH_CHECK(c10::device_or_default(device).index() <= 0, "mps: there is one device, got index ", device->index());
   return at::detail::empty_generic(size, &allocator(), c10::DispatchKeySet(c10::DispatchKey::MPS), type, memory_format);
 }
 
@@ -214,7 +213,7 @@ Tensor empty_strided(at::IntArrayRef size, at::IntArrayRef stride, std::optional
 // Makes room for `bytes`, keeping what is there.
 void grow(const c10::Storage& storage, size_t bytes) {
   if (storage.nbytes() >= bytes) return;
-  TORCH_CHECK(storage.resizable(), "Trying to resize storage that is not resizable");
+  TORCH_CHECK(storage.resizable(), "mps: this storage cannot be resized");
   c10::DataPtr data = allocator().allocate(bytes);
   if (storage.nbytes() != 0) {
     synchronize();
@@ -289,11 +288,11 @@ Tensor to_device(const Tensor& host) {
   TORCH_CHECK_NOT_IMPLEMENTED(host.layout() == at::kStrided && !host.is_quantized(),
                               "mps: only strided tensors are supported, got ", host.layout());
   const bool dense = host.is_non_overlapping_and_dense();
-  Tensor result = dense ? at::detail::empty_strided_generic(host.sizes(), host.strides(), &allocator(),
-                                                            c10::DispatchKeySet(c10::DispatchKey::MPS), host.scalar_type())
-                        : at::detail::empty_generic(host.sizes(), &allocator(),
-                                                    c10::DispatchKeySet(c10::DispatchKey::MPS), host.scalar_type(),
-                                                    std::nullopt);
+  Tensor result =
+      dense ? at::detail::empty_strided_generic(host.sizes(), host.strides(), &allocator(),
+                                                c10::DispatchKeySet(c10::DispatchKey::MPS), host.scalar_type())
+            : at::detail::empty_generic(host.sizes(), &allocator(), c10::DispatchKeySet(c10::DispatchKey::MPS),
+                                        host.scalar_type(), std::nullopt);
   host_alias(result).copy_(host);
   return result;
 }
@@ -364,8 +363,8 @@ bool takes_cpu_indices(const std::string& name) { return name.find("index") != s
 void run_on_host(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const auto& schema = op.schema();
   const std::string& name = schema.name();
-  TORCH_CHECK_NOT_IMPLEMENTED(name.starts_with("aten::") || name.starts_with("prims::"), "Could not run '", name,
-                              "' with arguments from the 'MPS' backend: it has no kernel for it");
+  TORCH_CHECK_NOT_IMPLEMENTED(name.starts_with("aten::") || name.starts_with("prims::"), name,
+                              " has no kernel for device mps");
   synchronize();
   HostCall call;
   const auto& parameters = schema.arguments();
@@ -391,8 +390,7 @@ void run_on_host(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     }
   }
   TORCH_CHECK(!call.mixes_devices() || takes_cpu_indices(name),
-              "Expected all tensors to be on the same device, but found at least two devices, mps:0 and cpu! (when ",
-              "checking arguments of ", name, ")");
+              "Expected all tensors to be on the same device, got mps:0 and cpu as arguments of ", name);
   op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack);
   call.write_back();
   const size_t results = schema.returns().size();
@@ -431,9 +429,8 @@ std::tuple<Tensor, Tensor> attention(const Tensor& query, const Tensor& key, con
 Tensor scaled_dot_product_attention(const Tensor& query, const Tensor& key, const Tensor& value,
                                     const std::optional<Tensor>& mask, double dropout, bool is_causal,
                                     std::optional<double> scale, bool enable_gqa) {
-  const bool needs_grad =
-      at::GradMode::is_enabled() && (query.requires_grad() || key.requires_grad() || value.requires_grad() ||
-                                     (mask && mask->requires_grad()));
+  const bool needs_grad = at::GradMode::is_enabled() && (query.requires_grad() || key.requires_grad() ||
+                                                         value.requires_grad() || (mask && mask->requires_grad()));
   std::optional<Tensor> bias = mask;
   if (mask && mask->scalar_type() == at::kBool) {
     bias = at::zeros_like(*mask, query.options()).masked_fill_(mask->logical_not(), -INFINITY);
@@ -475,12 +472,10 @@ std::tuple<Tensor, Tensor> native_dropout(const Tensor& input, double p, std::op
   return {input * mask * (p == 1 ? 0.0 : 1 / (1 - p)), mask};
 }
 
-TORCH_LIBRARY_IMPL(_, MPS, m) {
-  m.fallback(torch::CppFunction::makeFromBoxedFunction<&run_on_host>());
-}
+TORCH_LIBRARY_IMPL(_, MPS, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&run_on_host>()); }
 
-// torch's general kernels for structured operators allocate the result, then call the variant that fills it. The CPU's own
-// kernel does both at once, and does not warn of a result that has the wrong shape on the way.
+// torch's general kernels for structured operators allocate the result, then call the variant that fills it. The CPU's
+// own kernel does both at once, and does not warn of a result that has the wrong shape on the way.
 TORCH_LIBRARY_IMPL(aten, MPS, m) {
   constexpr auto general = c10::DispatchKey::CompositeExplicitAutogradNonFunctional;
   for (const c10::OperatorName& name : c10::Dispatcher::singleton().getAllOpNames()) {
@@ -519,7 +514,7 @@ TORCH_LIBRARY_IMPL(aten, AutogradMPS, m) {
   m.impl("scaled_dot_product_attention", &scaled_dot_product_attention);  // made of operators that autograd knows
 }
 
-// Guard and hooks ------------------------------------------------------------------------------------------------------
+// Guard and hooks ---------------------------------------------------------------------------------
 
 struct Guard final : c10::impl::DeviceGuardImplInterface {
   static constexpr c10::DeviceType static_type = c10::DeviceType::MPS;
@@ -596,7 +591,9 @@ struct Hooks final : at::MPSHooksInterface {
   bool hasMPS() const override { return true; }
   bool hasPrimaryContext(c10::DeviceIndex) const override { return true; }
   // The software device stands for macOS 15.0.
-  bool isOnMacOSorNewer(unsigned major, unsigned minor) const override { return major < 15 || (major == 15 && minor == 0); }
+  bool isOnMacOSorNewer(unsigned major, unsigned minor) const override {
+    return major < 15 || (major == 15 && minor == 0);
+  }
   c10::DeviceIndex deviceCount() const override { return 1; }
   c10::DeviceIndex getCurrentDevice() const override { return 0; }
   void setCurrentDevice(c10::DeviceIndex device) const override {

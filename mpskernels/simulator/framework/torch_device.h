@@ -34,9 +34,9 @@ class Event {
   Event();
   ~Event();
   void record();
-  bool complete() const;     // also where nothing is recorded
-  void wait() const;         // until the work before it is done
-  double seconds() const;    // when that was
+  bool complete() const;   // also where nothing is recorded
+  void wait() const;       // until the work before it is done
+  double seconds() const;  // when that was
   bool recorded() const;
 
  private:

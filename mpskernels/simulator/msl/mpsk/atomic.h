@@ -18,12 +18,18 @@ template <typename T> struct atomic {
   void operator=(const atomic&) = delete;
 };
 
-// Host atomics, on integers as wide as T.
-namespace atomics {
+// Host mpsk_atomic, on integers as wide as T.
+namespace mpsk_atomic {
 
-template <typename T> struct cell { using type = T; };
-template <> struct cell<float> { using type = uint; };
-template <> struct cell<bool> { using type = uchar; };
+template <typename T> struct cell {
+  using type = T;
+};
+template <> struct cell<float> {
+  using type = uint;
+};
+template <> struct cell<bool> {
+  using type = uchar;
+};
 template <typename T> using cell_t = typename cell<T>::type;
 
 template <typename T> __generic cell_t<T>* address(const volatile __generic atomic<T>* object) {
@@ -50,46 +56,47 @@ template <typename T> constexpr bool has_value = !is_same_v<T, ulong>;  // 64 bi
 template <typename T> constexpr bool has_value_in_threadgroup = has_value<T> && !is_same_v<T, float>;
 template <typename T> constexpr bool is_integer = is_same_v<T, int> || is_same_v<T, uint>;
 
-}  // namespace atomics
+}  // namespace mpsk_atomic
 
 #define MPSK_RELAXED \
-  __attribute__((diagnose_if(order != memory_order_relaxed, "atomic operations take memory_order_relaxed only", "error")))
+  __attribute__((    \
+      diagnose_if(order != memory_order_relaxed, "atomic operations take memory_order_relaxed only", "error")))
 
-#define MPSK_ATOMICS(space, has_value)                                                                              \
-  template <typename T, enable_if_t<atomics::has_value<T>, int> = 0>                                                \
-  inline void atomic_store_explicit(volatile space atomic<T>* object, type_identity_t<T> desired,                   \
-                                    memory_order order) MPSK_RELAXED {                                              \
-    atomics::store<T>(object, desired);                                                                             \
-  }                                                                                                                 \
-  template <typename T, enable_if_t<atomics::has_value<T>, int> = 0>                                                \
-  inline T atomic_load_explicit(const volatile space atomic<T>* object, memory_order order) MPSK_RELAXED {          \
-    return atomics::load<T>(object);                                                                                \
-  }                                                                                                                 \
-  template <typename T, enable_if_t<atomics::has_value<T>, int> = 0>                                                \
-  inline T atomic_exchange_explicit(volatile space atomic<T>* object, type_identity_t<T> desired,                   \
-                                    memory_order order) MPSK_RELAXED {                                              \
-    return atomics::exchange<T>(object, desired);                                                                   \
-  }                                                                                                                 \
-  template <typename T, enable_if_t<atomics::has_value<T>, int> = 0>                                                \
-  inline bool atomic_compare_exchange_weak_explicit(                                                                \
-      volatile space atomic<T>* object, thread type_identity_t<T>* expected, type_identity_t<T> desired,            \
-      memory_order order, memory_order failure) MPSK_RELAXED                                                        \
-      __attribute__((diagnose_if(failure != memory_order_relaxed,                                                   \
-                                 "atomic operations take memory_order_relaxed only", "error"))) {                   \
-    return atomics::compare_exchange<T>(object, expected, desired);                                                 \
-  }                                                                                                                 \
-  MPSK_ATOMIC_FETCH(space, add)                                                                                     \
-  MPSK_ATOMIC_FETCH(space, sub)                                                                                     \
-  MPSK_ATOMIC_FETCH(space, and)                                                                                     \
-  MPSK_ATOMIC_FETCH(space, or)                                                                                      \
-  MPSK_ATOMIC_FETCH(space, xor)                                                                                     \
-  MPSK_ATOMIC_FETCH(space, max)                                                                                     \
+#define MPSK_ATOMICS(space, has_value)                                                                                \
+  template <typename T, enable_if_t<mpsk_atomic::has_value<T>, int> = 0>                                              \
+  inline void atomic_store_explicit(volatile space atomic<T>* object, mpsk_type::identity_t<T> desired,               \
+                                    memory_order order) MPSK_RELAXED {                                                \
+    mpsk_atomic::store<T>(object, desired);                                                                           \
+  }                                                                                                                   \
+  template <typename T, enable_if_t<mpsk_atomic::has_value<T>, int> = 0>                                              \
+  inline T atomic_load_explicit(const volatile space atomic<T>* object, memory_order order) MPSK_RELAXED {            \
+    return mpsk_atomic::load<T>(object);                                                                              \
+  }                                                                                                                   \
+  template <typename T, enable_if_t<mpsk_atomic::has_value<T>, int> = 0>                                              \
+  inline T atomic_exchange_explicit(volatile space atomic<T>* object, mpsk_type::identity_t<T> desired,               \
+                                    memory_order order) MPSK_RELAXED {                                                \
+    return mpsk_atomic::exchange<T>(object, desired);                                                                 \
+  }                                                                                                                   \
+  template <typename T, enable_if_t<mpsk_atomic::has_value<T>, int> = 0>                                              \
+  inline bool atomic_compare_exchange_weak_explicit(                                                                  \
+      volatile space atomic<T>* object, thread mpsk_type::identity_t<T>* expected, mpsk_type::identity_t<T> desired,  \
+      memory_order order, memory_order failure) MPSK_RELAXED                                                          \
+      __attribute__((diagnose_if(failure != memory_order_relaxed, "atomic operations take memory_order_relaxed only", \
+                                 "error"))) {                                                                         \
+    return mpsk_atomic::compare_exchange<T>(object, expected, desired);                                               \
+  }                                                                                                                   \
+  MPSK_ATOMIC_FETCH(space, add)                                                                                       \
+  MPSK_ATOMIC_FETCH(space, sub)                                                                                       \
+  MPSK_ATOMIC_FETCH(space, and)                                                                                       \
+  MPSK_ATOMIC_FETCH(space, or)                                                                                        \
+  MPSK_ATOMIC_FETCH(space, xor)                                                                                       \
+  MPSK_ATOMIC_FETCH(space, max)                                                                                       \
   MPSK_ATOMIC_FETCH(space, min)
-#define MPSK_ATOMIC_FETCH(space, key)                                                                               \
-  template <typename T, enable_if_t<atomics::is_integer<T>, int> = 0>                                               \
-  inline T atomic_fetch_##key##_explicit(volatile space atomic<T>* object, type_identity_t<T> operand,              \
-                                         memory_order order) MPSK_RELAXED {                                         \
-    return __atomic_fetch_##key(atomics::address(object), operand, __ATOMIC_RELAXED);                               \
+#define MPSK_ATOMIC_FETCH(space, key)                                                                        \
+  template <typename T, enable_if_t<mpsk_atomic::is_integer<T>, int> = 0>                                    \
+  inline T atomic_fetch_##key##_explicit(volatile space atomic<T>* object, mpsk_type::identity_t<T> operand, \
+                                         memory_order order) MPSK_RELAXED {                                  \
+    return __atomic_fetch_##key(mpsk_atomic::address(object), operand, __ATOMIC_RELAXED);                    \
   }
 MPSK_ATOMICS(device, has_value)
 MPSK_ATOMICS(threadgroup, has_value_in_threadgroup)
@@ -98,8 +105,8 @@ MPSK_ATOMICS(threadgroup, has_value_in_threadgroup)
 
 inline float atomic_fetch_add_explicit(volatile device atomic<float>* object, float operand,
                                        memory_order order) MPSK_RELAXED {
-  float old = atomics::load<float>(object);
-  while (!atomics::compare_exchange<float>(object, &old, old + operand)) {
+  float old = mpsk_atomic::load<float>(object);
+  while (!mpsk_atomic::compare_exchange<float>(object, &old, old + operand)) {
   }
   return old;
 }
@@ -108,13 +115,13 @@ inline float atomic_fetch_sub_explicit(volatile device atomic<float>* object, fl
   return atomic_fetch_add_explicit(object, -operand, memory_order_relaxed);
 }
 inline void atomic_max_explicit(volatile device atomic<ulong>* object, ulong operand, memory_order order) MPSK_RELAXED {
-  ulong old = atomics::load<ulong>(object);
-  while (old < operand && !atomics::compare_exchange<ulong>(object, &old, operand)) {
+  ulong old = mpsk_atomic::load<ulong>(object);
+  while (old < operand && !mpsk_atomic::compare_exchange<ulong>(object, &old, operand)) {
   }
 }
 inline void atomic_min_explicit(volatile device atomic<ulong>* object, ulong operand, memory_order order) MPSK_RELAXED {
-  ulong old = atomics::load<ulong>(object);
-  while (operand < old && !atomics::compare_exchange<ulong>(object, &old, operand)) {
+  ulong old = mpsk_atomic::load<ulong>(object);
+  while (operand < old && !mpsk_atomic::compare_exchange<ulong>(object, &old, operand)) {
   }
 }
 #undef MPSK_RELAXED
@@ -137,4 +144,4 @@ typedef atomic<uint> atomic_uint;
 typedef atomic<bool> atomic_bool;
 typedef atomic<ulong> atomic_ulong;
 typedef atomic<float> atomic_float;
-}
+}  // namespace metal

@@ -1,5 +1,5 @@
-// <metal_math> and <metal_common>: floating-point functions, of float in a precise and a fast variant, and of half. A half
-// function computes in float and rounds once.
+// <metal_math> and <metal_common>: floating-point functions, of float in a precise and a fast variant, and of half. A
+// half function computes in float and rounds once.
 #pragma once
 
 MPSK_BEGIN
@@ -99,15 +99,19 @@ inline float powr(float x, float y) { return pow(x, y); }
 
 }  // namespace fast
 
+// The functions by number of arguments: with formulas of their own in fast, shared by both, and those whose half
+// variant is not just the float one, rounded.
+// clang-format off
 #define MPSK_MATH_WITH_FORMULA_1(M) \
   M(acosh) M(asinh) M(atanh) M(cosh) M(exp10) M(log10) M(sinh) M(tan) M(tanh) M(tanpi)
 #define MPSK_MATH_WITH_FORMULA_2(M) M(fmod) M(pow) M(powr)
-#define MPSK_MATH_SHARED_1(M)                                                                                     \
-  M(acos) M(asin) M(atan) M(ceil) M(cos) M(cospi) M(exp) M(exp2) M(fabs) M(abs) M(floor) M(fract) M(log) M(log2)   \
+#define MPSK_MATH_SHARED_1(M)                                                                                      \
+  M(acos) M(asin) M(atan) M(ceil) M(cos) M(cospi) M(exp) M(exp2) M(fabs) M(abs) M(floor) M(log) M(log2)   \
   M(rint) M(round) M(rsqrt) M(saturate) M(sin) M(sinpi) M(sqrt) M(trunc)
-#define MPSK_MATH_SHARED_2(M) \
-  M(atan2) M(copysign) M(divide) M(fdim) M(fmax) M(fmin) M(max) M(min) M(nextafter)
-#define MPSK_MATH_3(M) M(fma) M(fmax3) M(fmin3) M(fmedian3) M(max3) M(min3) M(median3) M(clamp)
+#define MPSK_MATH_SHARED_2(M) M(atan2) M(copysign) M(divide) M(fdim) M(fmax) M(fmin) M(max) M(min)
+#define MPSK_MATH_3(M) M(fmax3) M(fmin3) M(fmedian3) M(max3) M(min3) M(median3) M(clamp)
+#define MPSK_MATH_NOT_HALF(M) M(fract) M(nextafter) M(fma)
+// clang-format on
 
 namespace precise {
 #define MPSK_LIFT(name) MPSK_LIFT1(float, name)
@@ -121,6 +125,9 @@ MPSK_MATH_SHARED_2(MPSK_LIFT)
 #define MPSK_LIFT(name) MPSK_LIFT3(float, name)
 MPSK_MATH_3(MPSK_LIFT)
 #undef MPSK_LIFT
+MPSK_LIFT1(float, fract)
+MPSK_LIFT2(float, nextafter)
+MPSK_LIFT3(float, fma)
 }  // namespace precise
 
 namespace fast {
@@ -134,20 +141,21 @@ MPSK_MATH_WITH_FORMULA_2(MPSK_LIFT)
 MPSK_MATH_SHARED_1(MPSK_SHARE)
 MPSK_MATH_SHARED_2(MPSK_SHARE)
 MPSK_MATH_3(MPSK_SHARE)
+MPSK_MATH_NOT_HALF(MPSK_SHARE)
 #undef MPSK_SHARE
 }  // namespace fast
 
 // The functions whose second result goes through a reference, or whose other argument is of another type.
-#define MPSK_LIFT_REFERENCE(T, name, U)                                                                              \
-  inline vec<T, 2> name(vec<T, 2> x, thread vec<U, 2>& y) {                                                          \
-    return {name(x.data[0], y.data[0]), name(x.data[1], y.data[1])};                                                 \
-  }                                                                                                                  \
-  inline vec<T, 3> name(vec<T, 3> x, thread vec<U, 3>& y) {                                                          \
-    return {name(x.data[0], y.data[0]), name(x.data[1], y.data[1]), name(x.data[2], y.data[2])};                     \
-  }                                                                                                                  \
-  inline vec<T, 4> name(vec<T, 4> x, thread vec<U, 4>& y) {                                                          \
-    return {name(x.data[0], y.data[0]), name(x.data[1], y.data[1]), name(x.data[2], y.data[2]),                      \
-            name(x.data[3], y.data[3])};                                                                             \
+#define MPSK_LIFT_REFERENCE(T, name, U)                                                          \
+  inline vec<T, 2> name(vec<T, 2> x, thread vec<U, 2>& y) {                                      \
+    return {name(x.data[0], y.data[0]), name(x.data[1], y.data[1])};                             \
+  }                                                                                              \
+  inline vec<T, 3> name(vec<T, 3> x, thread vec<U, 3>& y) {                                      \
+    return {name(x.data[0], y.data[0]), name(x.data[1], y.data[1]), name(x.data[2], y.data[2])}; \
+  }                                                                                              \
+  inline vec<T, 4> name(vec<T, 4> x, thread vec<U, 4>& y) {                                      \
+    return {name(x.data[0], y.data[0]), name(x.data[1], y.data[1]), name(x.data[2], y.data[2]),  \
+            name(x.data[3], y.data[3])};                                                         \
   }
 namespace precise {
 inline float sincos(float x, thread float& cosine) {
@@ -170,14 +178,16 @@ MPSK_LIFT_REFERENCE(float, sincos, float)
 MPSK_LIFT_REFERENCE(float, frexp, int)
 MPSK_LIFT_REFERENCE(float, modf, float)
 MPSK_LIFT1_TO(int, float, ilogb)
-#define MPSK_LDEXP(T)                                                                                                 \
-  inline vec<T, 2> ldexp(vec<T, 2> x, vec<int, 2> k) { return {ldexp(x.data[0], k.data[0]), ldexp(x.data[1], k.data[1])}; } \
-  inline vec<T, 3> ldexp(vec<T, 3> x, vec<int, 3> k) {                                                                \
-    return {ldexp(x.data[0], k.data[0]), ldexp(x.data[1], k.data[1]), ldexp(x.data[2], k.data[2])};                   \
-  }                                                                                                                   \
-  inline vec<T, 4> ldexp(vec<T, 4> x, vec<int, 4> k) {                                                                \
-    return {ldexp(x.data[0], k.data[0]), ldexp(x.data[1], k.data[1]), ldexp(x.data[2], k.data[2]),                    \
-            ldexp(x.data[3], k.data[3])};                                                                             \
+#define MPSK_LDEXP(T)                                                                               \
+  inline vec<T, 2> ldexp(vec<T, 2> x, vec<int, 2> k) {                                              \
+    return {ldexp(x.data[0], k.data[0]), ldexp(x.data[1], k.data[1])};                              \
+  }                                                                                                 \
+  inline vec<T, 3> ldexp(vec<T, 3> x, vec<int, 3> k) {                                              \
+    return {ldexp(x.data[0], k.data[0]), ldexp(x.data[1], k.data[1]), ldexp(x.data[2], k.data[2])}; \
+  }                                                                                                 \
+  inline vec<T, 4> ldexp(vec<T, 4> x, vec<int, 4> k) {                                              \
+    return {ldexp(x.data[0], k.data[0]), ldexp(x.data[1], k.data[1]), ldexp(x.data[2], k.data[2]),  \
+            ldexp(x.data[3], k.data[3])};                                                           \
   }
 MPSK_LDEXP(float)
 }  // namespace precise
@@ -199,31 +209,35 @@ MPSK_MATH_WITH_FORMULA_2(MPSK_USE)
 MPSK_MATH_SHARED_1(MPSK_USE)
 MPSK_MATH_SHARED_2(MPSK_USE)
 MPSK_MATH_3(MPSK_USE)
+MPSK_MATH_NOT_HALF(MPSK_USE)
 MPSK_MATH_REFERENCE(MPSK_USE)
 #undef MPSK_USE
 
-// half. Minimum and maximum are exact; fract, fma and nextafter need more care than a float function rounded.
-#define MPSK_HALF(name)                                                  \
-  inline half name(half x) { return half(precise::name(float(x))); }     \
+// half. Three need more care than a float function rounded.
+#define MPSK_HALF(name)                                              \
+  inline half name(half x) { return half(precise::name(float(x))); } \
   MPSK_LIFT1(half, name)
-MPSK_HALF(acos) MPSK_HALF(asin) MPSK_HALF(atan) MPSK_HALF(ceil) MPSK_HALF(cos) MPSK_HALF(cospi) MPSK_HALF(exp)
-MPSK_HALF(exp2) MPSK_HALF(fabs) MPSK_HALF(abs) MPSK_HALF(floor) MPSK_HALF(log) MPSK_HALF(log2) MPSK_HALF(rint)
-MPSK_HALF(round) MPSK_HALF(rsqrt) MPSK_HALF(saturate) MPSK_HALF(sin) MPSK_HALF(sinpi) MPSK_HALF(sqrt) MPSK_HALF(trunc)
 MPSK_MATH_WITH_FORMULA_1(MPSK_HALF)
+MPSK_MATH_SHARED_1(MPSK_HALF)
 #undef MPSK_HALF
+#define MPSK_HALF(name)                                                                \
+  inline half name(half x, half y) { return half(precise::name(float(x), float(y))); } \
+  MPSK_LIFT2(half, name)
+MPSK_MATH_WITH_FORMULA_2(MPSK_HALF)
+MPSK_MATH_SHARED_2(MPSK_HALF)
+#undef MPSK_HALF
+#define MPSK_HALF(name)                                                                                  \
+  inline half name(half x, half y, half z) { return half(precise::name(float(x), float(y), float(z))); } \
+  MPSK_LIFT3(half, name)
+MPSK_MATH_3(MPSK_HALF)
+#undef MPSK_HALF
+
 inline half fract(half x) {
   half r = x - half(precise::floor(float(x)));
   return r >= half(1.0f) ? half(0x1.ffcp-1f) : r;
 }
 MPSK_LIFT1(half, fract)
 
-#define MPSK_HALF(name)                                                                    \
-  inline half name(half x, half y) { return half(precise::name(float(x), float(y))); }     \
-  MPSK_LIFT2(half, name)
-MPSK_HALF(atan2) MPSK_HALF(copysign) MPSK_HALF(divide) MPSK_HALF(fdim) MPSK_HALF(fmax) MPSK_HALF(fmin) MPSK_HALF(max)
-MPSK_HALF(min)
-MPSK_MATH_WITH_FORMULA_2(MPSK_HALF)
-#undef MPSK_HALF
 inline half nextafter(half x, half y) {
   if (!(x == x) || !(y == y)) return x + y;
   if (x == y) return y;
@@ -234,12 +248,6 @@ inline half nextafter(half x, half y) {
 }
 MPSK_LIFT2(half, nextafter)
 
-#define MPSK_HALF(name)                                                                                        \
-  inline half name(half x, half y, half z) { return half(precise::name(float(x), float(y), float(z))); }       \
-  MPSK_LIFT3(half, name)
-MPSK_HALF(fmax3) MPSK_HALF(fmin3) MPSK_HALF(fmedian3) MPSK_HALF(max3) MPSK_HALF(min3) MPSK_HALF(median3)
-MPSK_HALF(clamp)
-#undef MPSK_HALF
 // The product is exact in float. The sum is rounded to odd (its last bit records that something was lost), so that
 // rounding it again, to half, gives what one rounding of the exact value gives.
 inline half fma(half a, half b, half c) {
@@ -275,15 +283,18 @@ MPSK_LDEXP(half)
 #undef MPSK_LIFT_REFERENCE
 
 // <metal_common>
-#define MPSK_COMMON(T)                                                                  \
-  inline T mix(T x, T y, T a) { return x + (y - x) * a; }                               \
+#define MPSK_COMMON(T)                                                                                 \
+  inline T mix(T x, T y, T a) { return x + (y - x) * a; }                                              \
   inline T sign(T x) { return x > T(0.0f) ? T(1.0f) : x < T(0.0f) ? T(-1.0f) : x == x ? x : T(0.0f); } \
-  inline T step(T edge, T x) { return x < edge ? T(0.0f) : T(1.0f); }                   \
-  inline T smoothstep(T low, T high, T x) {                                             \
-    T t = clamp((x - low) / (high - low), T(0.0f), T(1.0f));                            \
-    return t * t * (T(3.0f) - T(2.0f) * t);                                             \
-  }                                                                                     \
-  MPSK_LIFT3(T, mix) MPSK_LIFT1(T, sign) MPSK_LIFT2(T, step) MPSK_LIFT3(T, smoothstep)
+  inline T step(T edge, T x) { return x < edge ? T(0.0f) : T(1.0f); }                                  \
+  inline T smoothstep(T low, T high, T x) {                                                            \
+    T t = clamp((x - low) / (high - low), T(0.0f), T(1.0f));                                           \
+    return t * t * (T(3.0f) - T(2.0f) * t);                                                            \
+  }                                                                                                    \
+  MPSK_LIFT3(T, mix);                                                                                  \
+  MPSK_LIFT1(T, sign);                                                                                 \
+  MPSK_LIFT2(T, step);                                                                                 \
+  MPSK_LIFT3(T, smoothstep);
 MPSK_COMMON(float)
 MPSK_COMMON(half)
 #undef MPSK_COMMON
@@ -292,6 +303,7 @@ MPSK_COMMON(half)
 #undef MPSK_MATH_SHARED_1
 #undef MPSK_MATH_SHARED_2
 #undef MPSK_MATH_3
+#undef MPSK_MATH_NOT_HALF
 #undef MPSK_MATH_REFERENCE
 
 MPSK_END

@@ -16,10 +16,12 @@ template <typename T, int columns, int rows> struct matrix {
   explicit constexpr matrix(matrix<U, columns, rows> m) : column{} {
     for (int i = 0; i < columns; i++) column[i] = vec<T, rows>(m.column[i]);
   }
-  template <typename... A,
-            enable_if_t<sizeof...(A) == columns && (... && is_same_v<typename operand<A>::vector, vec<T, rows>>), int> = 0>
+  template <typename... A, enable_if_t<sizeof...(A) == columns &&
+                                           (... && is_same_v<typename mpsk_vector::operand<A>::vector, vec<T, rows>>),
+                                       int> = 0>
   constexpr matrix(A... c) : column{vec<T, rows>(c)...} {}
-  template <typename... A, enable_if_t<sizeof...(A) == columns * rows && (... && (pieces<T, A> == 1)), long> = 0>
+  template <typename... A,
+            enable_if_t<sizeof...(A) == columns * rows && (... && (mpsk_vector::pieces<T, A> == 1)), long> = 0>
   constexpr matrix(A... scalars) : column{} {
     int i = 0;
     ((column[i / rows].data[i % rows] = T(scalars), i++), ...);
@@ -33,9 +35,9 @@ template <typename T, int columns, int rows> struct matrix {
   constexpr matrix& operator*=(matrix<T, columns, columns> b) { return *this = *this * b; }
 };
 
-#define MPSK_COLUMNS(T, c, r, value)                          \
-  matrix<T, c, r> m;                                          \
-  for (int i = 0; i < c; i++) m.column[i] = value;            \
+#define MPSK_COLUMNS(T, c, r, value)               \
+  matrix<T, c, r> m;                               \
+  for (int i = 0; i < c; i++) m.column[i] = value; \
   return m;
 template <typename T, int c, int r> matrix<T, c, r> operator+(matrix<T, c, r> a, matrix<T, c, r> b) {
   MPSK_COLUMNS(T, c, r, a.column[i] + b.column[i])
@@ -43,21 +45,19 @@ template <typename T, int c, int r> matrix<T, c, r> operator+(matrix<T, c, r> a,
 template <typename T, int c, int r> matrix<T, c, r> operator-(matrix<T, c, r> a, matrix<T, c, r> b) {
   MPSK_COLUMNS(T, c, r, a.column[i] - b.column[i])
 }
-template <typename T, int c, int r> matrix<T, c, r> operator-(matrix<T, c, r> a) {
-  MPSK_COLUMNS(T, c, r, -a.column[i])
-}
-template <typename T, int c, int r> matrix<T, c, r> operator*(matrix<T, c, r> a, type_identity_t<T> b) {
+template <typename T, int c, int r> matrix<T, c, r> operator-(matrix<T, c, r> a) { MPSK_COLUMNS(T, c, r, -a.column[i]) }
+template <typename T, int c, int r> matrix<T, c, r> operator*(matrix<T, c, r> a, mpsk_type::identity_t<T> b) {
   MPSK_COLUMNS(T, c, r, a.column[i] * b)
 }
-template <typename T, int c, int r> matrix<T, c, r> operator*(type_identity_t<T> a, matrix<T, c, r> b) {
+template <typename T, int c, int r> matrix<T, c, r> operator*(mpsk_type::identity_t<T> a, matrix<T, c, r> b) {
   MPSK_COLUMNS(T, c, r, a * b.column[i])
 }
-template <typename T, int c, int r> vec<T, r> operator*(matrix<T, c, r> a, type_identity_t<vec<T, c>> b) {
+template <typename T, int c, int r> vec<T, r> operator*(matrix<T, c, r> a, mpsk_type::identity_t<vec<T, c>> b) {
   vec<T, r> sum = a.column[0] * b.data[0];
   for (int i = 1; i < c; i++) sum = sum + a.column[i] * b.data[i];
   return sum;
 }
-template <typename T, int c, int r> vec<T, c> operator*(type_identity_t<vec<T, r>> a, matrix<T, c, r> b) {
+template <typename T, int c, int r> vec<T, c> operator*(mpsk_type::identity_t<vec<T, r>> a, matrix<T, c, r> b) {
   vec<T, c> v;
   for (int i = 0; i < c; i++) v.data[i] = dot(a, b.column[i]);
   return v;
@@ -99,20 +99,20 @@ template <typename T> T determinant(matrix<T, 4, 4> m) {
 
 MPSK_END
 
-#define MPSK_MATRICES(T, name)          \
-  MPSK_MATRIX(T, name, 2, 2)            \
-  MPSK_MATRIX(T, name, 2, 3)            \
-  MPSK_MATRIX(T, name, 2, 4)            \
-  MPSK_MATRIX(T, name, 3, 2)            \
-  MPSK_MATRIX(T, name, 3, 3)            \
-  MPSK_MATRIX(T, name, 3, 4)            \
-  MPSK_MATRIX(T, name, 4, 2)            \
-  MPSK_MATRIX(T, name, 4, 3)            \
+#define MPSK_MATRICES(T, name) \
+  MPSK_MATRIX(T, name, 2, 2)   \
+  MPSK_MATRIX(T, name, 2, 3)   \
+  MPSK_MATRIX(T, name, 2, 4)   \
+  MPSK_MATRIX(T, name, 3, 2)   \
+  MPSK_MATRIX(T, name, 3, 3)   \
+  MPSK_MATRIX(T, name, 3, 4)   \
+  MPSK_MATRIX(T, name, 4, 2)   \
+  MPSK_MATRIX(T, name, 4, 3)   \
   MPSK_MATRIX(T, name, 4, 4)
-#define MPSK_MATRIX(T, name, c, r)      \
-  namespace metal {                     \
+#define MPSK_MATRIX(T, name, c, r)       \
+  namespace metal {                      \
   typedef matrix<T, c, r> name##c##x##r; \
-  }                                     \
+  }                                      \
   using metal::name##c##x##r;
 MPSK_MATRICES(float, float)
 #undef half

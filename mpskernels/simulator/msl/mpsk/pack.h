@@ -3,7 +3,7 @@
 
 MPSK_BEGIN
 
-namespace packing {
+namespace mpsk_pack {
 
 inline float unorm(uint word, int shift, int bits) {
   uint largest = (1u << bits) - 1;
@@ -29,45 +29,45 @@ inline float to_srgb(float c) {
   return c < 0.0031308f ? 12.92f * c : 1.055f * precise::pow(precise::fmin(c, 1.0f), 1.0f / 2.4f) - 0.055f;
 }
 
-}  // namespace packing
+}  // namespace mpsk_pack
 
-#define MPSK_PACK(kind, name, T)                                                                             \
-  inline vec<T, 4> unpack_##kind##4x8_to_##name(uint x) {                                                    \
-    return {T(packing::kind(x, 0, 8)), T(packing::kind(x, 8, 8)), T(packing::kind(x, 16, 8)),                \
-            T(packing::kind(x, 24, 8))};                                                                     \
-  }                                                                                                          \
-  inline vec<T, 2> unpack_##kind##2x16_to_##name(uint x) {                                                   \
-    return {T(packing::kind(x, 0, 16)), T(packing::kind(x, 16, 16))};                                        \
-  }                                                                                                          \
-  inline uint pack_##name##_to_##kind##4x8(vec<T, 4> v) {                                                    \
-    return packing::to_##kind(v.x, 0, 8) | packing::to_##kind(v.y, 8, 8) | packing::to_##kind(v.z, 16, 8) |  \
-           packing::to_##kind(v.w, 24, 8);                                                                   \
-  }                                                                                                          \
-  inline uint pack_##name##_to_##kind##2x16(vec<T, 2> v) {                                                   \
-    return packing::to_##kind(v.x, 0, 16) | packing::to_##kind(v.y, 16, 16);                                 \
+#define MPSK_PACK(kind, name, T)                                                                                  \
+  inline vec<T, 4> unpack_##kind##4x8_to_##name(uint x) {                                                         \
+    return {T(mpsk_pack::kind(x, 0, 8)), T(mpsk_pack::kind(x, 8, 8)), T(mpsk_pack::kind(x, 16, 8)),               \
+            T(mpsk_pack::kind(x, 24, 8))};                                                                        \
+  }                                                                                                               \
+  inline vec<T, 2> unpack_##kind##2x16_to_##name(uint x) {                                                        \
+    return {T(mpsk_pack::kind(x, 0, 16)), T(mpsk_pack::kind(x, 16, 16))};                                         \
+  }                                                                                                               \
+  inline uint pack_##name##_to_##kind##4x8(vec<T, 4> v) {                                                         \
+    return mpsk_pack::to_##kind(v.x, 0, 8) | mpsk_pack::to_##kind(v.y, 8, 8) | mpsk_pack::to_##kind(v.z, 16, 8) | \
+           mpsk_pack::to_##kind(v.w, 24, 8);                                                                      \
+  }                                                                                                               \
+  inline uint pack_##name##_to_##kind##2x16(vec<T, 2> v) {                                                        \
+    return mpsk_pack::to_##kind(v.x, 0, 16) | mpsk_pack::to_##kind(v.y, 16, 16);                                  \
   }
-#define MPSK_PACK_COLOUR(name, T)                                                                            \
-  inline vec<T, 4> unpack_unorm10a2_to_##name(uint x) {                                                      \
-    return {T(packing::unorm(x, 0, 10)), T(packing::unorm(x, 10, 10)), T(packing::unorm(x, 20, 10)),         \
-            T(packing::unorm(x, 30, 2))};                                                                    \
-  }                                                                                                          \
-  inline vec<T, 3> unpack_unorm565_to_##name(ushort x) {                                                     \
-    return {T(packing::unorm(x, 11, 5)), T(packing::unorm(x, 5, 6)), T(packing::unorm(x, 0, 5))};            \
-  }                                                                                                          \
-  inline vec<T, 4> unpack_unorm4x8_srgb_to_##name(uint x) {                                                  \
-    return {T(packing::from_srgb(packing::unorm(x, 0, 8))), T(packing::from_srgb(packing::unorm(x, 8, 8))),  \
-            T(packing::from_srgb(packing::unorm(x, 16, 8))), T(packing::unorm(x, 24, 8))};                   \
-  }                                                                                                          \
-  inline uint pack_##name##_to_unorm10a2(vec<T, 4> v) {                                                      \
-    return packing::to_unorm(v.x, 0, 10) | packing::to_unorm(v.y, 10, 10) | packing::to_unorm(v.z, 20, 10) | \
-           packing::to_unorm(v.w, 30, 2);                                                                    \
-  }                                                                                                          \
-  inline ushort pack_##name##_to_unorm565(vec<T, 3> v) {                                                     \
-    return ushort(packing::to_unorm(v.x, 11, 5) | packing::to_unorm(v.y, 5, 6) | packing::to_unorm(v.z, 0, 5)); \
-  }                                                                                                          \
-  inline uint pack_##name##_to_srgb_unorm4x8(vec<T, 4> v) {                                                  \
-    return packing::to_unorm(packing::to_srgb(v.x), 0, 8) | packing::to_unorm(packing::to_srgb(v.y), 8, 8) | \
-           packing::to_unorm(packing::to_srgb(v.z), 16, 8) | packing::to_unorm(v.w, 24, 8);                  \
+#define MPSK_PACK_COLOUR(name, T)                                                                                     \
+  inline vec<T, 4> unpack_unorm10a2_to_##name(uint x) {                                                               \
+    return {T(mpsk_pack::unorm(x, 0, 10)), T(mpsk_pack::unorm(x, 10, 10)), T(mpsk_pack::unorm(x, 20, 10)),            \
+            T(mpsk_pack::unorm(x, 30, 2))};                                                                           \
+  }                                                                                                                   \
+  inline vec<T, 3> unpack_unorm565_to_##name(ushort x) {                                                              \
+    return {T(mpsk_pack::unorm(x, 11, 5)), T(mpsk_pack::unorm(x, 5, 6)), T(mpsk_pack::unorm(x, 0, 5))};               \
+  }                                                                                                                   \
+  inline vec<T, 4> unpack_unorm4x8_srgb_to_##name(uint x) {                                                           \
+    return {T(mpsk_pack::from_srgb(mpsk_pack::unorm(x, 0, 8))), T(mpsk_pack::from_srgb(mpsk_pack::unorm(x, 8, 8))),   \
+            T(mpsk_pack::from_srgb(mpsk_pack::unorm(x, 16, 8))), T(mpsk_pack::unorm(x, 24, 8))};                      \
+  }                                                                                                                   \
+  inline uint pack_##name##_to_unorm10a2(vec<T, 4> v) {                                                               \
+    return mpsk_pack::to_unorm(v.x, 0, 10) | mpsk_pack::to_unorm(v.y, 10, 10) | mpsk_pack::to_unorm(v.z, 20, 10) |    \
+           mpsk_pack::to_unorm(v.w, 30, 2);                                                                           \
+  }                                                                                                                   \
+  inline ushort pack_##name##_to_unorm565(vec<T, 3> v) {                                                              \
+    return ushort(mpsk_pack::to_unorm(v.x, 11, 5) | mpsk_pack::to_unorm(v.y, 5, 6) | mpsk_pack::to_unorm(v.z, 0, 5)); \
+  }                                                                                                                   \
+  inline uint pack_##name##_to_srgb_unorm4x8(vec<T, 4> v) {                                                           \
+    return mpsk_pack::to_unorm(mpsk_pack::to_srgb(v.x), 0, 8) | mpsk_pack::to_unorm(mpsk_pack::to_srgb(v.y), 8, 8) |  \
+           mpsk_pack::to_unorm(mpsk_pack::to_srgb(v.z), 16, 8) | mpsk_pack::to_unorm(v.w, 24, 8);                     \
   }
 MPSK_PACK(unorm, float, float)
 MPSK_PACK(snorm, float, float)

@@ -4,17 +4,21 @@
 MPSK_BEGIN
 
 // Bits of the magnitude, and the magnitudes of infinity and of the smallest normal number.
-#define MPSK_RELATIONAL(T, U, magnitude, infinite, normal)                                                             \
-  inline bool isfinite(T x) { return (__builtin_bit_cast(U, x) & magnitude) < infinite; }                              \
-  inline bool isinf(T x) { return (__builtin_bit_cast(U, x) & magnitude) == infinite; }                                \
-  inline bool isnan(T x) { return (__builtin_bit_cast(U, x) & magnitude) > infinite; }                                 \
-  inline bool isnormal(T x) { return isfinite(x) && (__builtin_bit_cast(U, x) & magnitude) >= normal; }                \
-  inline bool signbit(T x) { return __builtin_bit_cast(U, x) > magnitude; }                                            \
-  inline bool isunordered(T x, T y) { return isnan(x) || isnan(y); }                                                   \
-  inline bool isordered(T x, T y) { return !isunordered(x, y); }                                                       \
-  MPSK_LIFT1_TO(bool, T, isfinite) MPSK_LIFT1_TO(bool, T, isinf) MPSK_LIFT1_TO(bool, T, isnan)                         \
-  MPSK_LIFT1_TO(bool, T, isnormal) MPSK_LIFT1_TO(bool, T, signbit) MPSK_LIFT2_TO(bool, T, isunordered)                 \
-  MPSK_LIFT2_TO(bool, T, isordered)
+#define MPSK_RELATIONAL(T, U, magnitude, infinite, normal)                                              \
+  inline bool isfinite(T x) { return (__builtin_bit_cast(U, x) & magnitude) < infinite; }               \
+  inline bool isinf(T x) { return (__builtin_bit_cast(U, x) & magnitude) == infinite; }                 \
+  inline bool isnan(T x) { return (__builtin_bit_cast(U, x) & magnitude) > infinite; }                  \
+  inline bool isnormal(T x) { return isfinite(x) && (__builtin_bit_cast(U, x) & magnitude) >= normal; } \
+  inline bool signbit(T x) { return __builtin_bit_cast(U, x) > magnitude; }                             \
+  inline bool isunordered(T x, T y) { return isnan(x) || isnan(y); }                                    \
+  inline bool isordered(T x, T y) { return !isunordered(x, y); }                                        \
+  MPSK_LIFT1_TO(bool, T, isfinite);                                                                     \
+  MPSK_LIFT1_TO(bool, T, isinf);                                                                        \
+  MPSK_LIFT1_TO(bool, T, isnan);                                                                        \
+  MPSK_LIFT1_TO(bool, T, isnormal);                                                                     \
+  MPSK_LIFT1_TO(bool, T, signbit);                                                                      \
+  MPSK_LIFT2_TO(bool, T, isunordered);                                                                  \
+  MPSK_LIFT2_TO(bool, T, isordered);
 MPSK_RELATIONAL(float, uint, 0x7fffffffu, 0x7f800000u, 0x00800000u)
 MPSK_RELATIONAL(half, ushort, 0x7fff, 0x7c00, 0x0400)
 MPSK_RELATIONAL(bfloat, ushort, 0x7fff, 0x7f80, 0x0080)
@@ -29,8 +33,8 @@ inline bool any(vec<bool, 2> x) { return x.data[0] || x.data[1]; }
 inline bool any(vec<bool, 3> x) { return x.data[0] || x.data[1] || x.data[2]; }
 inline bool any(vec<bool, 4> x) { return x.data[0] || x.data[1] || x.data[2] || x.data[3]; }
 
-#define MPSK_CHOOSE(T)                                           \
-  inline T select(T a, T b, bool c) { return c ? b : a; }        \
+#define MPSK_CHOOSE(T)                                    \
+  inline T select(T a, T b, bool c) { return c ? b : a; } \
   MPSK_LIFT3_TO(bool, T, select)
 MPSK_CHOOSE(bool)
 MPSK_CHOOSE(char)

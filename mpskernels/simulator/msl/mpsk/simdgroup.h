@@ -189,11 +189,21 @@ struct minimum {
   static T apply(T a, T b) {
     return min(a, b);
   }
+  static bfloat apply(bfloat a, bfloat b) { return bfloat(min(float(a), float(b))); }
+  template <int N>
+  static vec<bfloat, N> apply(vec<bfloat, N> a, vec<bfloat, N> b) {
+    return vec<bfloat, N>(min(vec<float, N>(a), vec<float, N>(b)));
+  }
 };
 struct maximum {
   template <typename T>
   static T apply(T a, T b) {
     return max(a, b);
+  }
+  static bfloat apply(bfloat a, bfloat b) { return bfloat(max(float(a), float(b))); }
+  template <int N>
+  static vec<bfloat, N> apply(vec<bfloat, N> a, vec<bfloat, N> b) {
+    return vec<bfloat, N>(max(vec<float, N>(a), vec<float, N>(b)));
   }
 };
 struct bit_and {

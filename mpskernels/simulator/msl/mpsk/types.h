@@ -1,8 +1,8 @@
 // The scalar types of the Metal shading language and the keywords clang lacks, for clang's C++ for OpenCL mode.
 #pragma once
 
-// Address spaces. `constant` memory is a second flavour of OpenCL's global memory, so that both are distinct types, both
-// convert to generic references, and methods and copies work on objects in either.
+// Address spaces. `constant` memory is a second flavour of OpenCL's global memory, so that both are distinct types,
+// both convert to generic references, and methods and copies work on objects in either.
 #define device __attribute__((opencl_global_device))
 #define constant __attribute__((opencl_global_host)) const
 #define threadgroup __local
@@ -20,8 +20,9 @@
 
 #define half _Float16
 
-// Clang's conditional operator cannot join an object in memory with a temporary of the same class, because only the first
-// has an address space. The compiler writes `c ? mpsk_value->*a : mpsk_value->*b` for `c ? a : b`, which makes temporaries.
+// Clang's conditional operator cannot join an object in memory with a temporary of the same class, because only the
+// first has an address space. The compiler writes `c ? mpsk_value->*a : mpsk_value->*b` for `c ? a : b`, which makes
+// temporaries.
 struct mpsk_value_t {
   template <typename T> friend __attribute__((always_inline)) constexpr T operator->*(mpsk_value_t, T value) {
     return value;
@@ -30,8 +31,11 @@ struct mpsk_value_t {
 #define mpsk_value mpsk_value_t()
 
 // Everything in these headers is small and must vanish into its caller.
-#define MPSK_BEGIN _Pragma("clang attribute push(__attribute__((always_inline)), apply_to = function)") namespace metal {
-#define MPSK_END } _Pragma("clang attribute pop")
+#define MPSK_BEGIN \
+  _Pragma("clang attribute push(__attribute__((always_inline)), apply_to = function)") namespace metal {
+#define MPSK_END \
+  }              \
+  _Pragma("clang attribute pop")
 
 typedef unsigned char uchar;
 typedef unsigned short ushort;
@@ -55,7 +59,9 @@ typedef ulong uintptr_t;
 MPSK_BEGIN
 
 struct bfloat;
+namespace mpsk_type {
 template <> struct is_bfloat<bfloat> : true_type {};
+}  // namespace mpsk_type
 
 // The upper half of a float. Converts to float by itself; from float, and from and to half, only when asked.
 // Arithmetic between bfloats, or with an integer, rounds to bfloat each time; with a float it is float arithmetic.
@@ -84,17 +90,28 @@ struct bfloat {
     return ushort((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
   }
 
-#define MPSK_COMPOUND(op)                                                              \
+#define MPSK_COMPOUND(op)                                                               \
   template <typename T, enable_if_t<is_same_v<T, bfloat> || is_integral_v<T>, int> = 0> \
   constexpr bfloat& operator op##=(T value) {                                           \
-    return *this = bfloat(float(*this) op float(bfloat(value)));                                                      \
+    return *this = bfloat(float(*this) op float(bfloat(value)));                        \
   }
-  MPSK_COMPOUND(+) MPSK_COMPOUND(-) MPSK_COMPOUND(*) MPSK_COMPOUND(/)
+  MPSK_COMPOUND(+);
+  MPSK_COMPOUND(-);
+  MPSK_COMPOUND(*);
+  MPSK_COMPOUND(/);
 #undef MPSK_COMPOUND
   constexpr bfloat& operator++() { return *this += 1; }
   constexpr bfloat& operator--() { return *this -= 1; }
-  constexpr bfloat operator++(int) { bfloat old = *this; *this += 1; return old; }
-  constexpr bfloat operator--(int) { bfloat old = *this; *this -= 1; return old; }
+  constexpr bfloat operator++(int) {
+    bfloat old = *this;
+    *this += 1;
+    return old;
+  }
+  constexpr bfloat operator--(int) {
+    bfloat old = *this;
+    *this -= 1;
+    return old;
+  }
 };
 
 constexpr bfloat operator-(bfloat a) {
@@ -105,46 +122,45 @@ constexpr bfloat operator-(bfloat a) {
 constexpr bfloat operator+(bfloat a) { return a; }
 constexpr bool operator!(bfloat a) { return !float(a); }
 
-// What a bfloat and a T give: nothing at all for half, which may not be mixed with bfloat.
-template <typename T> struct bfloat_with {};
-template <> struct bfloat_with<bfloat> { using type = bfloat; };
-template <> struct bfloat_with<float> { using type = float; };
-#define MPSK_INTEGER(T) template <> struct bfloat_with<T> { using type = bfloat; };
-MPSK_INTEGER(bool) MPSK_INTEGER(char) MPSK_INTEGER(uchar) MPSK_INTEGER(short) MPSK_INTEGER(ushort)
-MPSK_INTEGER(int) MPSK_INTEGER(uint) MPSK_INTEGER(long) MPSK_INTEGER(ulong)
-#undef MPSK_INTEGER
+namespace mpsk_type {
 
-#define MPSK_BINARY(op, result, argument)                                                                 \
-  constexpr result(bfloat, bfloat) operator op(bfloat a, bfloat b) {                                      \
-    return result(bfloat, bfloat)(float(a) op float(b));                                                  \
-  }                                                                                                       \
-  template <typename T, typename R = typename bfloat_with<T>::type, enable_if_t<!is_same_v<T, bfloat>, int> = 0> \
-  constexpr result(R, bfloat) operator op(bfloat a, T b) {                                                \
-    return result(R, bfloat)(float(a) op argument(R, b));                                                 \
-  }                                                                                                       \
-  template <typename T, typename R = typename bfloat_with<T>::type, enable_if_t<!is_same_v<T, bfloat>, int> = 0> \
-  constexpr result(R, bfloat) operator op(T a, bfloat b) {                                                \
-    return result(R, bfloat)(argument(R, a) op float(b));                                                 \
-  }                                                                                                       \
-  void operator op(bfloat, half) = delete;                                                                \
+// What arithmetic of a bfloat and a T gives: nothing for half, which may not be mixed with bfloat.
+template <typename T, bool integral = is_integral_v<T>> struct with_bfloat {};
+template <typename T> struct with_bfloat<T, true> : identity<bfloat> {};
+template <> struct with_bfloat<bfloat, false> : identity<bfloat> {};
+template <> struct with_bfloat<float, false> : identity<float> {};
+
+}  // namespace mpsk_type
+
+#define MPSK_BINARY(op, result)                                                                             \
+  constexpr result(bfloat) operator op(bfloat a, bfloat b) { return result(bfloat)(float(a) op float(b)); } \
+  template <typename T, typename R = typename mpsk_type::with_bfloat<T>::type,                              \
+            enable_if_t<!is_same_v<T, bfloat>, int> = 0>                                                    \
+  constexpr result(R) operator op(bfloat a, T b) {                                                          \
+    return result(R)(float(a) op float(R(b)));                                                              \
+  }                                                                                                         \
+  template <typename T, typename R = typename mpsk_type::with_bfloat<T>::type,                              \
+            enable_if_t<!is_same_v<T, bfloat>, int> = 0>                                                    \
+  constexpr result(R) operator op(T a, bfloat b) {                                                          \
+    return result(R)(float(R(a)) op float(b));                                                              \
+  }                                                                                                         \
+  void operator op(bfloat, half) = delete;                                                                  \
   void operator op(half, bfloat) = delete;
-#define MPSK_ROUNDED(R, unused) R
-#define MPSK_BOOL(R, unused) bool
-#define MPSK_ARGUMENT(R, value) float(R(value))
-MPSK_BINARY(+, MPSK_ROUNDED, MPSK_ARGUMENT)
-MPSK_BINARY(-, MPSK_ROUNDED, MPSK_ARGUMENT)
-MPSK_BINARY(*, MPSK_ROUNDED, MPSK_ARGUMENT)
-MPSK_BINARY(/, MPSK_ROUNDED, MPSK_ARGUMENT)
-MPSK_BINARY(==, MPSK_BOOL, MPSK_ARGUMENT)
-MPSK_BINARY(!=, MPSK_BOOL, MPSK_ARGUMENT)
-MPSK_BINARY(<, MPSK_BOOL, MPSK_ARGUMENT)
-MPSK_BINARY(<=, MPSK_BOOL, MPSK_ARGUMENT)
-MPSK_BINARY(>, MPSK_BOOL, MPSK_ARGUMENT)
-MPSK_BINARY(>=, MPSK_BOOL, MPSK_ARGUMENT)
+#define MPSK_SAME(R) R
+#define MPSK_BOOL(R) bool
+MPSK_BINARY(+, MPSK_SAME)
+MPSK_BINARY(-, MPSK_SAME)
+MPSK_BINARY(*, MPSK_SAME)
+MPSK_BINARY(/, MPSK_SAME)
+MPSK_BINARY(==, MPSK_BOOL)
+MPSK_BINARY(!=, MPSK_BOOL)
+MPSK_BINARY(<, MPSK_BOOL)
+MPSK_BINARY(<=, MPSK_BOOL)
+MPSK_BINARY(>, MPSK_BOOL)
+MPSK_BINARY(>=, MPSK_BOOL)
 #undef MPSK_BINARY
-#undef MPSK_ROUNDED
+#undef MPSK_SAME
 #undef MPSK_BOOL
-#undef MPSK_ARGUMENT
 
 MPSK_END
 

@@ -34,40 +34,40 @@
 #define MPSK_JOIN4(a, b, c, d) a##b##c##d
 #define MPSK_EXPAND(join, ...) join(__VA_ARGS__)
 
-#define MPSK_SELECT1(a)                                                                       \
-  constexpr T get_##a() const { return MPSK_AT(a); }                                          \
-  constexpr void put_##a(T v) & { MPSK_AT(a) = v; }                                           \
+#define MPSK_SELECT1(a)                              \
+  constexpr T get_##a() const { return MPSK_AT(a); } \
+  constexpr void put_##a(T v)& { MPSK_AT(a) = v; }   \
   __declspec(property(get = get_##a, put = put_##a)) T a, MPSK_COLOUR_##a;
 
 // name and colours are the two spellings of the selection; what follows is empty if it repeats no component.
 #define MPSK_SELECT(n, name, colours, get, put, ...) MPSK_SELECT_##__VA_OPT__(REPEATED)(n, name, colours, get, put)
-#define MPSK_SELECT_(n, name, colours, get_values, put_values)                               \
-  constexpr vec<T, n> get_##name() const { return {MPSK_VALUES get_values}; }                 \
-  constexpr void put_##name(vec<T, n> v) & { put_values }                                     \
+#define MPSK_SELECT_(n, name, colours, get_values, put_values)                \
+  constexpr vec<T, n> get_##name() const { return {MPSK_VALUES get_values}; } \
+  constexpr void put_##name(vec<T, n> v)& { put_values }                      \
   __declspec(property(get = get_##name, put = put_##name)) vec<T, n> name, colours;
-#define MPSK_SELECT_REPEATED(n, name, colours, get_values, put_values)       \
+#define MPSK_SELECT_REPEATED(n, name, colours, get_values, put_values)        \
   constexpr vec<T, n> get_##name() const { return {MPSK_VALUES get_values}; } \
   __declspec(property(get = get_##name)) vec<T, n> name, colours;
 #define MPSK_VALUES(...) __VA_ARGS__
 
-#define MPSK_SELECT2(a, b)                                                                                      \
-  MPSK_EXPAND(MPSK_SELECT, 2, a##b, MPSK_EXPAND(MPSK_JOIN2, MPSK_COLOUR_##a, MPSK_COLOUR_##b),                  \
-              (MPSK_AT(a), MPSK_AT(b)), MPSK_AT(a) = v.data[0]; MPSK_AT(b) = v.data[1];, MPSK_REPEATS_##a##b)
-#define MPSK_SELECT3(a, b, c)                                                                                     \
-  MPSK_EXPAND(MPSK_SELECT, 3, a##b##c,                                                                            \
-              MPSK_EXPAND(MPSK_JOIN3, MPSK_COLOUR_##a, MPSK_COLOUR_##b, MPSK_COLOUR_##c),                         \
-              (MPSK_AT(a), MPSK_AT(b), MPSK_AT(c)),                                                               \
-              MPSK_AT(a) = v.data[0]; MPSK_AT(b) = v.data[1]; MPSK_AT(c) = v.data[2];,                            \
-              MPSK_REPEATS_##a##b MPSK_REPEATS_##a##c MPSK_REPEATS_##b##c)
-#define MPSK_SELECT4(a, b, c, d)                                                                                      \
-  MPSK_EXPAND(MPSK_SELECT, 4, a##b##c##d,                                                                             \
-              MPSK_EXPAND(MPSK_JOIN4, MPSK_COLOUR_##a, MPSK_COLOUR_##b, MPSK_COLOUR_##c, MPSK_COLOUR_##d),            \
-              (MPSK_AT(a), MPSK_AT(b), MPSK_AT(c), MPSK_AT(d)),                                                       \
-              MPSK_AT(a) = v.data[0]; MPSK_AT(b) = v.data[1]; MPSK_AT(c) = v.data[2]; MPSK_AT(d) = v.data[3];,        \
-              MPSK_REPEATS_##a##b MPSK_REPEATS_##a##c MPSK_REPEATS_##a##d MPSK_REPEATS_##b##c MPSK_REPEATS_##b##d     \
-              MPSK_REPEATS_##c##d)
+#define MPSK_SELECT2(a, b)                                                                     \
+  MPSK_EXPAND(MPSK_SELECT, 2, a##b, MPSK_EXPAND(MPSK_JOIN2, MPSK_COLOUR_##a, MPSK_COLOUR_##b), \
+              (MPSK_AT(a), MPSK_AT(b)), MPSK_AT(a) = v.data[0];                                \
+              MPSK_AT(b) = v.data[1];, MPSK_REPEATS_##a##b)
+#define MPSK_SELECT3(a, b, c)                                                                                      \
+  MPSK_EXPAND(MPSK_SELECT, 3, a##b##c, MPSK_EXPAND(MPSK_JOIN3, MPSK_COLOUR_##a, MPSK_COLOUR_##b, MPSK_COLOUR_##c), \
+              (MPSK_AT(a), MPSK_AT(b), MPSK_AT(c)), MPSK_AT(a) = v.data[0];                                        \
+              MPSK_AT(b) = v.data[1]; MPSK_AT(c) = v.data[2];                                                      \
+              , MPSK_REPEATS_##a##b MPSK_REPEATS_##a##c MPSK_REPEATS_##b##c)
+#define MPSK_SELECT4(a, b, c, d)                                                                                    \
+  MPSK_EXPAND(MPSK_SELECT, 4, a##b##c##d,                                                                           \
+              MPSK_EXPAND(MPSK_JOIN4, MPSK_COLOUR_##a, MPSK_COLOUR_##b, MPSK_COLOUR_##c, MPSK_COLOUR_##d),          \
+              (MPSK_AT(a), MPSK_AT(b), MPSK_AT(c), MPSK_AT(d)), MPSK_AT(a) = v.data[0];                             \
+              MPSK_AT(b) = v.data[1]; MPSK_AT(c) = v.data[2]; MPSK_AT(d) = v.data[3];                               \
+              , MPSK_REPEATS_##a##b MPSK_REPEATS_##a##c MPSK_REPEATS_##a##d MPSK_REPEATS_##b##c MPSK_REPEATS_##b##d \
+                    MPSK_REPEATS_##c##d)
 
-// Every choice out of the first n components: EACHn(M, ...) is M(..., x) M(..., y) and so on.
+// MPSK_n_k(M): M of every choice of k out of the first n components.
 #define MPSK_CHOICES(EACH1, EACH2, EACH3, EACH4) \
   EACH1(MPSK_SELECT1) EACH2(MPSK_SELECT2) EACH3(MPSK_SELECT3) EACH4(MPSK_SELECT4)
 #define MPSK_2_1(M) M(x) M(y)
@@ -110,8 +110,12 @@ MPSK_BEGIN
 template <typename T, int n> struct vec;
 template <typename T, int n> struct packed_vec;
 
+namespace mpsk_vector {
+
 // What a type is as an operand: its element type, its number of components (0 for a scalar), its vec.
-template <typename A> struct operand { static constexpr int n = 0; };
+template <typename A> struct operand {
+  static constexpr int n = 0;
+};
 template <typename T, int size> struct operand<vec<T, size>> {
   static constexpr int n = size;
   using element = T;
@@ -139,49 +143,72 @@ template <typename A, typename B, int n> struct arithmetic<A, B, 0, n> : arithme
 template <typename A, typename B> struct arithmetic<A, B, 0, 0> {};
 template <typename A, typename B> using arithmetic_t = typename arithmetic<A, B>::type;
 
+}  // namespace mpsk_vector
+
 // vec<R, n>(f(0), f(1), ...).
-#define MPSK_MAP(n, R, f)                                        \
-  if constexpr (n == 2) return vec<R, 2>(f(0), f(1));            \
-  else if constexpr (n == 3) return vec<R, 3>(f(0), f(1), f(2)); \
-  else return vec<R, 4>(f(0), f(1), f(2), f(3));
+#define MPSK_MAP(n, R, f)               \
+  if constexpr (n == 2)                 \
+    return vec<R, 2>(f(0), f(1));       \
+  else if constexpr (n == 3)            \
+    return vec<R, 3>(f(0), f(1), f(2)); \
+  else                                  \
+    return vec<R, 4>(f(0), f(1), f(2), f(3));
 
 // What vec and packed_vec share. Components are properties of the object, so that, as in Metal, no pointer or reference
 // to one can be had by name.
-#define MPSK_VECTOR(vec_type, count)                                                                                       \
-  T data[count];                                                                                                           \
-  vec_type() = default;                                                                                                \
-  template <typename S, enable_if_t<!is_vector<S> && __is_convertible(S, T), int> = 0>                                 \
-  constexpr vec_type(S scalar) : data{MPSK_LIST_##count(MPSK_SCALAR)} {}                                                         \
-  template <typename S, enable_if_t<!is_vector<S> && !__is_convertible(S, T) && __is_constructible(T, S), int> = 0>    \
-  explicit constexpr vec_type(S scalar) : data{MPSK_LIST_##count(MPSK_SCALAR)} {}                                                \
-  template <typename A, typename B, typename... C,                                                                     \
-            enable_if_t<pieces<T, A> + pieces<T, B> + (0 + ... + pieces<T, C>) == count, int> = 0>                         \
-  constexpr vec_type(A a, B b, C... c) : data{} {                                                                      \
-    int i = 0;                                                                                                         \
-    append(i, a), append(i, b), (append(i, c), ...);                                                                   \
-  }                                                                                                                    \
-  constexpr T& operator[](size_t i) & { return data[i]; }                                                              \
-  constexpr const T& operator[](size_t i) const& { return data[i]; }                                                   \
-  constexpr T operator[](size_t i) const&& { return data[i]; }                                                         \
-  MPSK_COMPOUND(vec_type, count, +) MPSK_COMPOUND(vec_type, count, -) MPSK_COMPOUND(vec_type, count, *)                            \
-  MPSK_COMPOUND(vec_type, count, /) MPSK_COMPOUND(vec_type, count, %) MPSK_COMPOUND(vec_type, count, &)                            \
-  MPSK_COMPOUND(vec_type, count, |) MPSK_COMPOUND(vec_type, count, ^) MPSK_COMPOUND(vec_type, count, <<)                           \
-  MPSK_COMPOUND(vec_type, count, >>)                                                                                       \
-  constexpr vec_type& operator++() & { return *this = *this + T(1); }                                                  \
-  constexpr vec_type& operator--() & { return *this = *this - T(1); }                                                  \
-  constexpr vec_type operator++(int) & { vec_type old = *this; *this = *this + T(1); return old; }                     \
-  constexpr vec_type operator--(int) & { vec_type old = *this; *this = *this - T(1); return old; }                     \
-  MPSK_SELECTIONS_##count                                                                                                  \
- private:                                                                                                              \
-  template <typename A> constexpr void append(thread int& i, A a) {                                                           \
-    if constexpr (!is_vector<A>) data[i++] = T(a);                                                                     \
-    else                                                                                                               \
-      for (int j = 0; j < operand<A>::n; j++) data[i++] = a.data[j];                                                   \
+#define MPSK_VECTOR(vec_type, count)                                                                                 \
+  T data[count];                                                                                                     \
+  vec_type() = default;                                                                                              \
+  template <typename S, enable_if_t<!mpsk_vector::is_vector<S> && __is_convertible(S, T), int> = 0>                  \
+  constexpr vec_type(S scalar) : data{MPSK_LIST_##count(MPSK_SCALAR)} {}                                             \
+  template <typename S,                                                                                              \
+            enable_if_t<!mpsk_vector::is_vector<S> && !__is_convertible(S, T) && __is_constructible(T, S), int> = 0> \
+  explicit constexpr vec_type(S scalar) : data{MPSK_LIST_##count(MPSK_SCALAR)} {}                                    \
+  template <                                                                                                         \
+      typename A, typename B, typename... C,                                                                         \
+      enable_if_t<mpsk_vector::pieces<T, A> + mpsk_vector::pieces<T, B> + (0 + ... + mpsk_vector::pieces<T, C>) ==   \
+                      count,                                                                                         \
+                  int> = 0>                                                                                          \
+  constexpr vec_type(A a, B b, C... c) : data{} {                                                                    \
+    int i = 0;                                                                                                       \
+    append(i, a), append(i, b), (append(i, c), ...);                                                                 \
+  }                                                                                                                  \
+  constexpr T& operator[](size_t i)& { return data[i]; }                                                             \
+  constexpr const T& operator[](size_t i) const& { return data[i]; }                                                 \
+  constexpr T operator[](size_t i) const&& { return data[i]; }                                                       \
+  MPSK_COMPOUNDS(vec_type, count)                                                                                    \
+  constexpr vec_type& operator++()& { return *this = *this + T(1); }                                                 \
+  constexpr vec_type& operator--()& { return *this = *this - T(1); }                                                 \
+  constexpr vec_type operator++(int)& {                                                                              \
+    vec_type old = *this;                                                                                            \
+    *this = *this + T(1);                                                                                            \
+    return old;                                                                                                      \
+  }                                                                                                                  \
+  constexpr vec_type operator--(int)& {                                                                              \
+    vec_type old = *this;                                                                                            \
+    *this = *this - T(1);                                                                                            \
+    return old;                                                                                                      \
+  }                                                                                                                  \
+  MPSK_SELECTIONS_##count;                                                                                           \
+                                                                                                                     \
+ private:                                                                                                            \
+  template <typename A> constexpr void append(thread int& i, A a) {                                                  \
+    if constexpr (!mpsk_vector::is_vector<A>)                                                                        \
+      data[i++] = T(a);                                                                                              \
+    else                                                                                                             \
+      for (int j = 0; j < mpsk_vector::operand<A>::n; j++) data[i++] = a.data[j];                                    \
   }
-#define MPSK_COMPOUND(vec_type, count, op)                                                                     \
-  template <typename B, typename V = vec<T, count>, typename = decltype(declval<V>() op declval<B>())>         \
-  constexpr vec_type& operator op##=(B b) & {                                                                  \
-    return *this = V(*this) op b;                                                                              \
+// clang-format off
+#define MPSK_COMPOUNDS(vec_type, count)                                                                \
+  MPSK_COMPOUND(vec_type, count, +) MPSK_COMPOUND(vec_type, count, -) MPSK_COMPOUND(vec_type, count, *) \
+  MPSK_COMPOUND(vec_type, count, /) MPSK_COMPOUND(vec_type, count, %) MPSK_COMPOUND(vec_type, count, &) \
+  MPSK_COMPOUND(vec_type, count, |) MPSK_COMPOUND(vec_type, count, ^)                                  \
+  MPSK_COMPOUND(vec_type, count, <<) MPSK_COMPOUND(vec_type, count, >>)
+// clang-format on
+#define MPSK_COMPOUND(vec_type, count, op)                                                             \
+  template <typename B, typename V = vec<T, count>, typename = decltype(declval<V>() op declval<B>())> \
+  constexpr vec_type& operator op##=(B b)& {                                                           \
+    return *this = V(*this) op b;                                                                      \
   }
 
 #define MPSK_LIST_2(e) e(0), e(1)
@@ -191,22 +218,22 @@ template <typename A, typename B> using arithmetic_t = typename arithmetic<A, B>
 #define MPSK_COPIED(i) v.data[i]
 #define MPSK_CONVERTED(i) T(v.data[i])
 
-#define MPSK_VEC(count, slots)                                                                                           \
-  template <typename T> struct alignas(slots * sizeof(T)) vec<T, count> {                                                \
-    template <typename U, enable_if_t<!is_same_v<T, U>, int> = 0>                                                    \
-    explicit constexpr vec(vec<U, count> v) : data{MPSK_LIST_##count(MPSK_CONVERTED)} {}                                     \
-    template <typename U, enable_if_t<!is_same_v<T, U>, int> = 0>                                                    \
-    explicit constexpr vec(packed_vec<U, count> v) : data{MPSK_LIST_##count(MPSK_CONVERTED)} {}                              \
-    constexpr vec(packed_vec<T, count> v) : data{MPSK_LIST_##count(MPSK_COPIED)} {}                                          \
-    MPSK_VECTOR(vec, count)                                                                                              \
-  };                                                                                                                 \
-  template <typename T> struct packed_vec<T, count> {                                                                    \
-    template <typename U, enable_if_t<!is_same_v<T, U>, int> = 0>                                                    \
-    explicit constexpr packed_vec(vec<U, count> v) : data{MPSK_LIST_##count(MPSK_CONVERTED)} {}                              \
-    template <typename U, enable_if_t<!is_same_v<T, U>, int> = 0>                                                    \
-    explicit constexpr packed_vec(packed_vec<U, count> v) : data{MPSK_LIST_##count(MPSK_CONVERTED)} {}                       \
-    constexpr packed_vec(vec<T, count> v) : data{MPSK_LIST_##count(MPSK_COPIED)} {}                                          \
-    MPSK_VECTOR(packed_vec, count)                                                                                       \
+#define MPSK_VEC(count, slots)                                                                         \
+  template <typename T> struct alignas(slots * sizeof(T)) vec<T, count> {                              \
+    template <typename U, enable_if_t<!is_same_v<T, U>, int> = 0>                                      \
+    explicit constexpr vec(vec<U, count> v) : data{MPSK_LIST_##count(MPSK_CONVERTED)} {}               \
+    template <typename U, enable_if_t<!is_same_v<T, U>, int> = 0>                                      \
+    explicit constexpr vec(packed_vec<U, count> v) : data{MPSK_LIST_##count(MPSK_CONVERTED)} {}        \
+    constexpr vec(packed_vec<T, count> v) : data{MPSK_LIST_##count(MPSK_COPIED)} {}                    \
+    MPSK_VECTOR(vec, count)                                                                            \
+  };                                                                                                   \
+  template <typename T> struct packed_vec<T, count> {                                                  \
+    template <typename U, enable_if_t<!is_same_v<T, U>, int> = 0>                                      \
+    explicit constexpr packed_vec(vec<U, count> v) : data{MPSK_LIST_##count(MPSK_CONVERTED)} {}        \
+    template <typename U, enable_if_t<!is_same_v<T, U>, int> = 0>                                      \
+    explicit constexpr packed_vec(packed_vec<U, count> v) : data{MPSK_LIST_##count(MPSK_CONVERTED)} {} \
+    constexpr packed_vec(vec<T, count> v) : data{MPSK_LIST_##count(MPSK_COPIED)} {}                    \
+    MPSK_VECTOR(packed_vec, count)                                                                     \
   };
 MPSK_VEC(2, 2)
 MPSK_VEC(3, 4)
@@ -214,6 +241,9 @@ MPSK_VEC(4, 4)
 #undef MPSK_VEC
 #undef MPSK_VECTOR
 #undef MPSK_COMPOUND
+#undef MPSK_COMPOUNDS
+
+namespace mpsk_vector {
 
 // Integer division as the hardware does it: no trap, and a value for every pair.
 template <typename T> constexpr T divide_component(T a, T b) {
@@ -227,12 +257,14 @@ template <typename T> constexpr T remainder_component(T a, T b) {
   return b == T(0) || (is_signed_v<T> && b == T(-1)) ? T(0) : T(a % b);
 }
 
-#define MPSK_OPERATOR(op, R, condition, component)                                                          \
-  template <typename A, typename B, typename V = arithmetic_t<A, B>, typename T = typename operand<V>::element, \
-            enable_if_t<condition, int> = 0>                                                                \
-  constexpr auto operator op(A a, B b) {                                                                    \
-    V u(a), v(b);                                                                                           \
-    MPSK_MAP(operand<V>::n, R, component)                                                                   \
+}  // namespace mpsk_vector
+
+#define MPSK_OPERATOR(op, R, condition, component)                                                   \
+  template <typename A, typename B, typename V = mpsk_vector::arithmetic_t<A, B>,                    \
+            typename T = typename mpsk_vector::operand<V>::element, enable_if_t<condition, int> = 0> \
+  constexpr auto operator op(A a, B b) {                                                             \
+    V u(a), v(b);                                                                                    \
+    MPSK_MAP(mpsk_vector::operand<V>::n, R, component)                                               \
   }
 #define MPSK_NUMBER !is_same_v<T, bool>
 #define MPSK_INTEGRAL is_integral_v<T>
@@ -245,11 +277,11 @@ MPSK_OPERATOR(-, T, MPSK_NUMBER, MPSK_COMPONENT)
 #define MPSK_COMPONENT(i) T(u.data[i] * v.data[i])
 MPSK_OPERATOR(*, T, MPSK_NUMBER, MPSK_COMPONENT)
 #undef MPSK_COMPONENT
-#define MPSK_COMPONENT(i) divide_component(u.data[i], v.data[i])
+#define MPSK_COMPONENT(i) mpsk_vector::divide_component(u.data[i], v.data[i])
 MPSK_OPERATOR(/, T, MPSK_NUMBER, MPSK_COMPONENT)
 #undef MPSK_COMPONENT
-#define MPSK_COMPONENT(i) remainder_component(u.data[i], v.data[i])
-MPSK_OPERATOR(%, T, MPSK_INTEGRAL && MPSK_NUMBER, MPSK_COMPONENT)
+#define MPSK_COMPONENT(i) mpsk_vector::remainder_component(u.data[i], v.data[i])
+MPSK_OPERATOR(%, T, MPSK_INTEGRAL&& MPSK_NUMBER, MPSK_COMPONENT)
 #undef MPSK_COMPONENT
 #define MPSK_COMPONENT(i) T(u.data[i] & v.data[i])
 MPSK_OPERATOR(&, T, MPSK_INTEGRAL, MPSK_COMPONENT)
@@ -288,6 +320,8 @@ MPSK_OPERATOR(||, bool, MPSK_INTEGRAL, MPSK_COMPONENT)
 #undef MPSK_NUMBER
 #undef MPSK_INTEGRAL
 
+namespace mpsk_vector {
+
 // Shifts: the count is a scalar or a vector of any integer type, and its low bits count.
 template <typename A, typename B, bool = is_vector<A> && !is_vector<B> && is_integral_v<B>> struct shift_of {};
 template <typename A, typename B> struct shift_of<A, B, true>
@@ -297,15 +331,17 @@ template <typename T, int n, typename U> struct shift_of<vec<T, n>, vec<U, n>, f
 template <typename T, int n, typename U> struct shift_of<vec<T, n>, packed_vec<U, n>, false>
     : shift_of<vec<T, n>, vec<U, n>> {};
 template <typename T, int n, typename B> struct shift_of<packed_vec<T, n>, B, false> : shift_of<vec<T, n>, B> {};
-#define MPSK_SHIFT(op, component)                                                               \
-  template <typename A, typename B, typename C = typename shift_of<A, B>::type>                 \
-  constexpr auto operator op(A a, B b) {                                                        \
-    using V = typename operand<A>::vector;                                                      \
-    using T = typename operand<A>::element;                                                     \
-    constexpr ulong mask = sizeof(T) * 8 - 1;                                                   \
-    V u(a);                                                                                     \
-    C v(b);                                                                                     \
-    MPSK_MAP(operand<V>::n, T, component)                                                       \
+}  // namespace mpsk_vector
+
+#define MPSK_SHIFT(op, component)                                                            \
+  template <typename A, typename B, typename C = typename mpsk_vector::shift_of<A, B>::type> \
+  constexpr auto operator op(A a, B b) {                                                     \
+    using V = typename mpsk_vector::operand<A>::vector;                                      \
+    using T = typename mpsk_vector::operand<A>::element;                                     \
+    constexpr ulong mask = sizeof(T) * 8 - 1;                                                \
+    V u(a);                                                                                  \
+    C v(b);                                                                                  \
+    MPSK_MAP(mpsk_vector::operand<V>::n, T, component)                                       \
   }
 #define MPSK_COMPONENT(i) T(make_unsigned_t<T>(u.data[i]) << (ulong(v.data[i]) & mask))
 MPSK_SHIFT(<<, MPSK_COMPONENT)
@@ -315,12 +351,12 @@ MPSK_SHIFT(>>, MPSK_COMPONENT)
 #undef MPSK_COMPONENT
 #undef MPSK_SHIFT
 
-#define MPSK_UNARY(op, R, condition)                                                                  \
-  template <typename A, typename V = typename operand<A>::vector, typename T = typename operand<V>::element, \
-            enable_if_t<condition, int> = 0>                                                          \
-  constexpr auto operator op(A a) {                                                                   \
-    V u(a);                                                                                           \
-    MPSK_MAP(operand<V>::n, R, MPSK_COMPONENT)                                                        \
+#define MPSK_UNARY(op, R, condition)                                                                 \
+  template <typename A, typename V = typename mpsk_vector::operand<A>::vector,                       \
+            typename T = typename mpsk_vector::operand<V>::element, enable_if_t<condition, int> = 0> \
+  constexpr auto operator op(A a) {                                                                  \
+    V u(a);                                                                                          \
+    MPSK_MAP(mpsk_vector::operand<V>::n, R, MPSK_COMPONENT)                                          \
   }
 #define MPSK_COMPONENT(i) T(-u.data[i])
 MPSK_UNARY(-, T, (!is_same_v<T, bool>))
@@ -336,30 +372,27 @@ MPSK_UNARY(!, bool, is_integral_v<T>)
 #undef MPSK_COMPONENT
 #undef MPSK_UNARY
 
-// The overloads for vectors of a function that exists for scalars: T name(T), T name(T, T), ...; R is the result's type.
-#define MPSK_LIFT1_TO(R, T, name)                                                                              \
-  inline vec<R, 2> name(vec<T, 2> a) { return {name(a.data[0]), name(a.data[1])}; }                            \
-  inline vec<R, 3> name(vec<T, 3> a) { return {name(a.data[0]), name(a.data[1]), name(a.data[2])}; }           \
-  inline vec<R, 4> name(vec<T, 4> a) {                                                                         \
-    return {name(a.data[0]), name(a.data[1]), name(a.data[2]), name(a.data[3])};                               \
+// The overloads for vectors of a function that exists for scalars: T name(T), T name(T, T), ...; R is the result's
+// type.
+#define MPSK_LIFT1_TO(R, T, name)                                                                    \
+  inline vec<R, 2> name(vec<T, 2> a) { return {name(a.data[0]), name(a.data[1])}; }                  \
+  inline vec<R, 3> name(vec<T, 3> a) { return {name(a.data[0]), name(a.data[1]), name(a.data[2])}; } \
+  inline vec<R, 4> name(vec<T, 4> a) { return {name(a.data[0]), name(a.data[1]), name(a.data[2]), name(a.data[3])}; }
+#define MPSK_LIFT2_TO(R, T, name)                                                                        \
+  inline vec<R, 2> name(vec<T, 2> a, vec<T, 2> b) { return {MPSK_CALL2(name, 0), MPSK_CALL2(name, 1)}; } \
+  inline vec<R, 3> name(vec<T, 3> a, vec<T, 3> b) {                                                      \
+    return {MPSK_CALL2(name, 0), MPSK_CALL2(name, 1), MPSK_CALL2(name, 2)};                              \
+  }                                                                                                      \
+  inline vec<R, 4> name(vec<T, 4> a, vec<T, 4> b) {                                                      \
+    return {MPSK_CALL2(name, 0), MPSK_CALL2(name, 1), MPSK_CALL2(name, 2), MPSK_CALL2(name, 3)};         \
   }
-#define MPSK_LIFT2_TO(R, T, name)                                                                              \
-  inline vec<R, 2> name(vec<T, 2> a, vec<T, 2> b) { return {MPSK_CALL2(name, 0), MPSK_CALL2(name, 1)}; }       \
-  inline vec<R, 3> name(vec<T, 3> a, vec<T, 3> b) {                                                            \
-    return {MPSK_CALL2(name, 0), MPSK_CALL2(name, 1), MPSK_CALL2(name, 2)};                                    \
-  }                                                                                                            \
-  inline vec<R, 4> name(vec<T, 4> a, vec<T, 4> b) {                                                            \
-    return {MPSK_CALL2(name, 0), MPSK_CALL2(name, 1), MPSK_CALL2(name, 2), MPSK_CALL2(name, 3)};               \
-  }
-#define MPSK_LIFT3_TO(C, T, name)                                                                              \
-  inline vec<T, 2> name(vec<T, 2> a, vec<T, 2> b, vec<C, 2> c) {                                               \
-    return {MPSK_CALL3(name, 0), MPSK_CALL3(name, 1)};                                                         \
-  }                                                                                                            \
-  inline vec<T, 3> name(vec<T, 3> a, vec<T, 3> b, vec<C, 3> c) {                                               \
-    return {MPSK_CALL3(name, 0), MPSK_CALL3(name, 1), MPSK_CALL3(name, 2)};                                    \
-  }                                                                                                            \
-  inline vec<T, 4> name(vec<T, 4> a, vec<T, 4> b, vec<C, 4> c) {                                               \
-    return {MPSK_CALL3(name, 0), MPSK_CALL3(name, 1), MPSK_CALL3(name, 2), MPSK_CALL3(name, 3)};               \
+#define MPSK_LIFT3_TO(C, T, name)                                                                                     \
+  inline vec<T, 2> name(vec<T, 2> a, vec<T, 2> b, vec<C, 2> c) { return {MPSK_CALL3(name, 0), MPSK_CALL3(name, 1)}; } \
+  inline vec<T, 3> name(vec<T, 3> a, vec<T, 3> b, vec<C, 3> c) {                                                      \
+    return {MPSK_CALL3(name, 0), MPSK_CALL3(name, 1), MPSK_CALL3(name, 2)};                                           \
+  }                                                                                                                   \
+  inline vec<T, 4> name(vec<T, 4> a, vec<T, 4> b, vec<C, 4> c) {                                                      \
+    return {MPSK_CALL3(name, 0), MPSK_CALL3(name, 1), MPSK_CALL3(name, 2), MPSK_CALL3(name, 3)};                      \
   }
 #define MPSK_CALL2(name, i) name(a.data[i], b.data[i])
 #define MPSK_CALL3(name, i) name(a.data[i], b.data[i], c.data[i])
@@ -371,31 +404,31 @@ MPSK_END
 
 // The bits of one scalar or vector as another of the same size.
 template <typename T, typename U> __attribute__((always_inline)) constexpr T as_type(U value) {
-  static_assert(metal::is_arithmetic_v<T> || metal::is_vector<T>, "as_type gives a scalar or a vector");
-  static_assert(metal::is_arithmetic_v<U> || metal::is_vector<U>, "as_type takes a scalar or a vector");
+  static_assert(metal::is_arithmetic_v<T> || metal::mpsk_vector::is_vector<T>, "as_type gives a scalar or a vector");
+  static_assert(metal::is_arithmetic_v<U> || metal::mpsk_vector::is_vector<U>, "as_type takes a scalar or a vector");
   static_assert(sizeof(T) == sizeof(U), "as_type needs types of the same size");
   return __builtin_bit_cast(T, value);
 }
 
 // bool2 .. float4 and packed_char2 .. packed_float4, in namespace metal and outside it.
-#define MPSK_ALIASES(T, name)                                                                  \
-  namespace metal {                                                                            \
-  typedef vec<T, 2> name##2;                                                                   \
-  typedef vec<T, 3> name##3;                                                                   \
-  typedef vec<T, 4> name##4;                                                                   \
-  }                                                                                            \
-  using metal::name##2;                                                                        \
-  using metal::name##3;                                                                        \
+#define MPSK_ALIASES(T, name) \
+  namespace metal {           \
+  typedef vec<T, 2> name##2;  \
+  typedef vec<T, 3> name##3;  \
+  typedef vec<T, 4> name##4;  \
+  }                           \
+  using metal::name##2;       \
+  using metal::name##3;       \
   using metal::name##4;
-#define MPSK_PACKED_ALIASES(T, name)                                                           \
-  MPSK_ALIASES(T, name)                                                                        \
-  namespace metal {                                                                            \
-  typedef packed_vec<T, 2> packed_##name##2;                                                   \
-  typedef packed_vec<T, 3> packed_##name##3;                                                   \
-  typedef packed_vec<T, 4> packed_##name##4;                                                   \
-  }                                                                                            \
-  using metal::packed_##name##2;                                                               \
-  using metal::packed_##name##3;                                                               \
+#define MPSK_PACKED_ALIASES(T, name)         \
+  MPSK_ALIASES(T, name)                      \
+  namespace metal {                          \
+  typedef packed_vec<T, 2> packed_##name##2; \
+  typedef packed_vec<T, 3> packed_##name##3; \
+  typedef packed_vec<T, 4> packed_##name##4; \
+  }                                          \
+  using metal::packed_##name##2;             \
+  using metal::packed_##name##3;             \
   using metal::packed_##name##4;
 MPSK_ALIASES(bool, bool)
 MPSK_PACKED_ALIASES(char, char)

@@ -13,12 +13,13 @@
 #define MTL_EXTERN extern
 #endif
 
-@protocol MTLBuffer, MTLCommandBuffer, MTLCommandQueue, MTLComputeCommandEncoder, MTLComputePipelineState, MTLDevice,
-    MTLFunction, MTLLibrary, MTLResource;
+@protocol MTLBuffer
+, MTLCommandBuffer, MTLCommandQueue, MTLComputeCommandEncoder, MTLComputePipelineState, MTLDevice, MTLFunction,
+    MTLLibrary, MTLResource;
 @class MTLArchitecture, MTLCompileOptions, MTLComputePipelineDescriptor, MTLComputePipelineReflection,
     MTLFunctionConstantValues;
 
-// Sizes -----------------------------------------------------------------------------------------------------------------
+// Sizes -------------------------------------------------------------------------------------------
 
 typedef struct {
   NSUInteger width, height, depth;
@@ -33,7 +34,7 @@ static inline MTLSize MTLSizeMake(NSUInteger width, NSUInteger height, NSUIntege
   return size;
 }
 
-// Enumerations, with Apple's values -------------------------------------------------------------------------------------
+// Enumerations, with Apple's values ---------------------------------------------------------
 
 typedef NS_ENUM(NSInteger, MTLGPUFamily) {
   MTLGPUFamilyApple1 = 1001,
@@ -199,7 +200,7 @@ MTL_EXTERN NSString* const MTLCommandBufferErrorDomain;
 
 typedef void (^MTLCommandBufferHandler)(id<MTLCommandBuffer> commandBuffer);
 
-// The device ------------------------------------------------------------------------------------------------------------
+// The device --------------------------------------------------------------------------------------
 
 // The caller owns the result.
 MTL_EXTERN id<MTLDevice> MTLCreateSystemDefaultDevice(void);
@@ -226,9 +227,7 @@ MTL_EXTERN id<MTLDevice> MTLCreateSystemDefaultDevice(void);
 - (BOOL)supportsFamily:(MTLGPUFamily)gpuFamily;
 
 - (id<MTLBuffer>)newBufferWithLength:(NSUInteger)length options:(MTLResourceOptions)options;
-- (id<MTLBuffer>)newBufferWithBytes:(const void*)pointer
-                             length:(NSUInteger)length
-                            options:(MTLResourceOptions)options;
+- (id<MTLBuffer>)newBufferWithBytes:(const void*)pointer length:(NSUInteger)length options:(MTLResourceOptions)options;
 - (id<MTLBuffer>)newBufferWithBytesNoCopy:(void*)pointer
                                    length:(NSUInteger)length
                                   options:(MTLResourceOptions)options
@@ -239,9 +238,7 @@ MTL_EXTERN id<MTLDevice> MTLCreateSystemDefaultDevice(void);
 
 - (id<MTLLibrary>)newLibraryWithURL:(NSURL*)url error:(NSError**)error;
 - (id<MTLLibrary>)newLibraryWithData:(dispatch_data_t)data error:(NSError**)error;
-- (id<MTLLibrary>)newLibraryWithSource:(NSString*)source
-                               options:(MTLCompileOptions*)options
-                                 error:(NSError**)error;
+- (id<MTLLibrary>)newLibraryWithSource:(NSString*)source options:(MTLCompileOptions*)options error:(NSError**)error;
 
 - (id<MTLComputePipelineState>)newComputePipelineStateWithFunction:(id<MTLFunction>)computeFunction
                                                              error:(NSError**)error;
@@ -251,7 +248,7 @@ MTL_EXTERN id<MTLDevice> MTLCreateSystemDefaultDevice(void);
                                                                error:(NSError**)error;
 @end
 
-// Memory ----------------------------------------------------------------------------------------------------------------
+// Memory ------------------------------------------------------------------------------------------
 
 @protocol MTLResource <NSObject>
 @property(copy) NSString* label;
@@ -267,7 +264,7 @@ MTL_EXTERN id<MTLDevice> MTLCreateSystemDefaultDevice(void);
 - (void*)contents;
 @end
 
-// Libraries, functions, pipelines ---------------------------------------------------------------------------------------
+// Libraries, functions, pipelines -----------------------------------------------------------
 
 @interface MTLCompileOptions : NSObject {
   MTLLanguageVersion _languageVersion;
@@ -338,7 +335,7 @@ MTL_EXTERN id<MTLDevice> MTLCreateSystemDefaultDevice(void);
 @property(readonly) NSUInteger staticThreadgroupMemoryLength;
 @end
 
-// Commands --------------------------------------------------------------------------------------------------------------
+// Commands ----------------------------------------------------------------------------------------
 
 @protocol MTLCommandQueue <NSObject>
 @property(copy) NSString* label;
