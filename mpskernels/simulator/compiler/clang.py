@@ -106,7 +106,7 @@ def _cache_folder() -> Path:
 def precompiled_header(math_mode: str) -> Path:
     """The precompiled `msl/mpsk/all.h`, made where it is missing. Named by what it was made from, so it never goes stale."""
     flags = _flags(math_mode)
-    digest = hashlib.sha256("\0".join([*flags, _tool("clang++")]).encode())
+    digest = hashlib.sha256("\0".join([*flags, _tool("clang++"), str(MSL)]).encode())
     for header in _headers():
         digest.update(header.read_bytes())
     try:

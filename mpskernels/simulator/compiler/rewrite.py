@@ -665,7 +665,7 @@ class Rewriter:
                 self._conditional(i)
             elif text == "decltype" and following == "(" and i not in self.instantiations:
                 # To clang a variable's type has the space that the variable lies in.
-                self._edit(i, i + 1, "metal::remove_addrspace_t<decltype")
+                self._edit(i, i + 1, "::metal::remove_addrspace_t<decltype")
                 self.edits.append((tokens[self.match[i + 1]].end, tokens[self.match[i + 1]].end, ">"))
             elif text == "template" and following == "<":
                 self._function_parameters(i + 1)

@@ -56,6 +56,8 @@ struct mpsk_thread {
   unsigned index_in_threadgroup;
   unsigned lane;       // thread_index_in_simdgroup
   unsigned simdgroup;  // simdgroup_index_in_threadgroup
+  // Whether this thread passes by the operations on matrices that the first lane performs for its simdgroup.
+  bool passes_by;
 };
 
 enum mpsk_argument_kind {

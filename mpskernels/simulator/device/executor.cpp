@@ -54,7 +54,8 @@ void Worker::prepare(const mpsk_group& group) {
                        .position_in_threadgroup = {x, y, z},
                        .index_in_threadgroup = i,
                        .lane = i % MPSK_SIMD_WIDTH,
-                       .simdgroup = i / MPSK_SIMD_WIDTH};
+                       .simdgroup = i / MPSK_SIMD_WIDTH,
+                       .passes_by = i % MPSK_SIMD_WIDTH != 0};
         lane.state = LaneState::unstarted;
       }
     }

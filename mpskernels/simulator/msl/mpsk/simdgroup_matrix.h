@@ -1,9 +1,11 @@
 // simdgroup_matrix (MSL 2.4, 6.7): 8x8 matrices held by a simdgroup together. Visible after <metal_simdgroup_matrix>.
 //
-// Matrix operations are executed by the whole simdgroup in uniform control flow, so one lane, the first, performs each of
-// them on a matrix that it alone holds whole, and the other lanes pass by. Lanes meet only where a program looks at its own
-// share of a matrix, through thread_elements(): from then on, until the next operation on it, the matrix is distributed.
-// Each lane's object carries that state, which is the same in all of them as control flow is uniform.
+// Matrix operations are executed by the whole simdgroup in uniform control flow, so one lane, the first, performs each
+// of them on a matrix that it alone holds whole, and the other lanes pass by. Lanes meet only where a program looks at
+// its own share of a matrix, through thread_elements(): from then on, until the next operation on it, the matrix is
+// distributed. Each lane's object carries that state, which is the same in all of them as control flow is uniform. A
+// lane that has seen no matrix distributed passes by without a look at its objects, which would cost more than the
+// operation.
 #pragma once
 
 #include "runtime.h"
@@ -25,6 +27,7 @@ inline uint row_of(uint lane) { return ((lane >> 1) & 3) | ((lane >> 4) & 1) << 
 inline uint column_of(uint lane) { return (lane & 1) << 1 | ((lane >> 3) & 1) << 2; }
 
 inline bool leads() { return mpsk::self().lane == 0; }
+inline bool passes_by() { return mpsk::self().passes_by; }
 
 typedef float float8 __attribute__((ext_vector_type(8)));
 
@@ -79,6 +82,7 @@ struct simdgroup_matrix {
   // This lane's two elements, to read and to write.
   thread vec<T, 2>& thread_elements() {
     if (!distributed) mpsk_simd((void*)this, &share<T, true>);
+    ((mpsk_thread&)mpsk::self()).passes_by = false;
     return *(thread vec<T, 2>*)&mine;
   }
 
@@ -105,42 +109,67 @@ inline simdgroup_matrix<T, Cols, Rows> make_filled_simdgroup_matrix(T value) {
   return result;
 }
 
-// Out of line: few callers are hot, and kernels have many.
+// What the first lane does is out of line: kernels have many operations, and would be slow to compile.
 template <typename T>
-__attribute__((noinline)) void load(T (*elements)[8], const T* source, ulong elements_per_row, bool transpose) {
-  const ulong row_step = transpose ? 1 : elements_per_row, column_step = transpose ? elements_per_row : 1;
-  if (column_step == 1) {
-    for (int row = 0; row < 8; ++row) __builtin_memcpy(elements[row], source + row * row_step, sizeof elements[row]);
-  } else {
-    for (int row = 0; row < 8; ++row) {
-      for (int column = 0; column < 8; ++column) elements[row][column] = source[row * row_step + column * column_step];
+__attribute__((noinline)) void load(const simdgroup_matrix<T, 8>& d, const T* source, ulong elements_per_row,
+                                    ulong2 origin, bool transpose) {
+  simdgroup_matrix<T, 8>& whole = (simdgroup_matrix<T, 8>&)d;
+  whole.distributed = false;
+  if (!leads()) return;
+  source += origin.y * elements_per_row + origin.x;
+  for (int row = 0; row < 8; ++row) {
+    if (!transpose) {
+      __builtin_memcpy(whole.elements[row], source + row * elements_per_row, sizeof whole.elements[row]);
+    } else {
+      for (int column = 0; column < 8; ++column) whole.elements[row][column] = source[column * elements_per_row + row];
     }
   }
 }
+
 template <typename T>
-__attribute__((noinline)) void store(const T (*elements)[8], T* destination, ulong elements_per_row, bool transpose) {
-  const ulong row_step = transpose ? 1 : elements_per_row, column_step = transpose ? elements_per_row : 1;
+__attribute__((noinline)) void store(const simdgroup_matrix<T, 8>& a, T* destination, ulong elements_per_row,
+                                     ulong2 origin, bool transpose) {
+  a.gather();
+  if (!leads()) return;
+  destination += origin.y * elements_per_row + origin.x;
   for (int row = 0; row < 8; ++row) {
-    for (int column = 0; column < 8; ++column) destination[row * row_step + column * column_step] = elements[row][column];
+    for (int column = 0; column < 8; ++column) {
+      destination[transpose ? column * elements_per_row + row : row * elements_per_row + column] =
+          a.elements[row][column];
+    }
   }
 }
 
-#define MPSK_SIMDGROUP_MEMORY(SPACE)                                                                                       \
-  template <typename T>                                                                                                    \
-  __attribute__((always_inline)) inline void simdgroup_load(                                                               \
-      thread simdgroup_matrix<T, 8>& d, const SPACE T* source, ulong elements_per_row = 8, ulong2 matrix_origin = ulong2(0), \
-      bool transpose_matrix = false) {                                                                                     \
-    d.distributed = false;                                                                                                 \
-    source += matrix_origin.y * elements_per_row + matrix_origin.x;                                                        \
-    if (leads()) load<T>(d.elements, source, elements_per_row, transpose_matrix);                                   \
-  }                                                                                                                        \
-  template <typename T>                                                                                                    \
-  __attribute__((always_inline)) inline void simdgroup_store(                                                              \
-      const simdgroup_matrix<T, 8>& a, SPACE T* destination, ulong elements_per_row = 8, ulong2 matrix_origin = ulong2(0),  \
-      bool transpose_matrix = false) {                                                                                     \
-    a.gather();                                                                                                            \
-    destination += matrix_origin.y * elements_per_row + matrix_origin.x;                                                   \
-    if (leads()) store<T>(a.elements, destination, elements_per_row, transpose_matrix);                                   \
+template <typename D, typename A, typename B, typename C>
+__attribute__((noinline)) void multiply_accumulate(const simdgroup_matrix<D, 8>& d, const simdgroup_matrix<A, 8>& a,
+                                                   const simdgroup_matrix<B, 8>& b, const simdgroup_matrix<C, 8>& c) {
+  a.gather();
+  b.gather();
+  c.gather();
+  simdgroup_matrix<D, 8>& whole = (simdgroup_matrix<D, 8>&)d;
+  whole.distributed = false;
+  if (!leads()) return;
+  float8 sum[8];
+  for (int row = 0; row < 8; ++row) sum[row] = read_row(c.elements[row]);
+  for (int k = 0; k < 8; ++k) {
+    const float8 right = read_row(b.elements[k]);
+    for (int row = 0; row < 8; ++row) sum[row] += float8(float(a.elements[row][k])) * right;
+  }
+  for (int row = 0; row < 8; ++row) write_row(whole.elements[row], sum[row]);
+}
+
+#define MPSK_SIMDGROUP_MEMORY(SPACE)                                                               \
+  template <typename T>                                                                            \
+  __attribute__((always_inline)) inline void simdgroup_load(                                       \
+      thread simdgroup_matrix<T, 8>& d, const SPACE T* source, ulong elements_per_row = 8,         \
+      ulong2 matrix_origin = ulong2(0), bool transpose_matrix = false) {                           \
+    if (!passes_by()) load<T>(d, source, elements_per_row, matrix_origin, transpose_matrix);       \
+  }                                                                                                \
+  template <typename T>                                                                            \
+  __attribute__((always_inline)) inline void simdgroup_store(                                      \
+      const simdgroup_matrix<T, 8>& a, SPACE T* destination, ulong elements_per_row = 8,           \
+      ulong2 matrix_origin = ulong2(0), bool transpose_matrix = false) {                           \
+    if (!passes_by()) store<T>(a, destination, elements_per_row, matrix_origin, transpose_matrix); \
   }
 MPSK_SIMDGROUP_MEMORY(device)
 MPSK_SIMDGROUP_MEMORY(threadgroup)
@@ -152,20 +181,7 @@ __attribute__((always_inline)) inline void simdgroup_multiply_accumulate(thread 
                                                                          const simdgroup_matrix<A, 8>& a,
                                                                          const simdgroup_matrix<B, 8>& b,
                                                                          const simdgroup_matrix<C, 8>& c) {
-  a.gather();
-  b.gather();
-  c.gather();
-  d.distributed = false;
-  if (!leads()) return;
-  float8 sum[8];
-  for (int row = 0; row < 8; ++row) sum[row] = read_row(c.elements[row]);
-  // Unrolled, it would make kernels with many tiles slow to compile; inline, clang sees that nothing is distributed.
-#pragma clang loop unroll(disable)
-  for (int k = 0; k < 8; ++k) {
-    const float8 right = read_row(b.elements[k]);
-    for (int row = 0; row < 8; ++row) sum[row] += float8(float(a.elements[row][k])) * right;
-  }
-  for (int row = 0; row < 8; ++row) write_row(d.elements[row], sum[row]);
+  if (!passes_by()) multiply_accumulate(d, a, b, c);
 }
 
 template <typename D, typename A, typename B>
