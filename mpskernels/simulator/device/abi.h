@@ -7,15 +7,15 @@
 #define MPSK_MAX_BUFFERS 31u
 #define MPSK_MAX_THREADGROUP_BYTES 32768u
 #define MPSK_MAX_THREADS_PER_THREADGROUP 1024u
-// Threads run on stacks of this size, a power of two, each aligned to it; above where a stack begins lies a pointer to its
-// mpsk_thread, so that the running thread is found from any address on its stack. Lanes touch the same places of their
-// stacks one after the other: were these at the same offset in a page, they would share a few sets of the host's caches, so
-// that offset differs from stack to stack.
+// Threads run on stacks of this size, a power of two, each aligned to it; above where a stack begins lies an mpsk_slot,
+// so that the running thread is found from any address on its stack. Lanes touch the same places of their stacks one
+// after the other: were these at the same offset in a page, they would share a few sets of the host's caches, so that
+// offset differs from stack to stack.
 #define MPSK_STACK_BYTES 262144ul
 #define MPSK_STACK_COLOURS 32ul
 #define MPSK_STACK_COLOUR_BYTES 128ul
-#define MPSK_THREAD_SLOT(address)                                  \
-  (((address) | (MPSK_STACK_BYTES - 1)) - (sizeof(void*) - 1) - \
+#define MPSK_SLOT(address)                                          \
+  (((address) | (MPSK_STACK_BYTES - 1)) - (sizeof(mpsk_slot) - 1) - \
    (address) / MPSK_STACK_BYTES % MPSK_STACK_COLOURS * MPSK_STACK_COLOUR_BYTES)
 
 // String literals have an address space of their own in kernels.
@@ -32,9 +32,9 @@ struct mpsk_size {
 
 // The same for every thread of a dispatch.
 struct mpsk_grid {
-  mpsk_size threads;                         // threads_per_grid
-  mpsk_size threadgroups;                    // threadgroups_per_grid
-  mpsk_size dispatch_threads_per_threadgroup; // as asked for; edge threadgroups may have fewer
+  mpsk_size threads;                           // threads_per_grid
+  mpsk_size threadgroups;                      // threadgroups_per_grid
+  mpsk_size dispatch_threads_per_threadgroup;  // as asked for; edge threadgroups may have fewer
 };
 
 // The same for every thread of a threadgroup.
@@ -56,8 +56,12 @@ struct mpsk_thread {
   unsigned index_in_threadgroup;
   unsigned lane;       // thread_index_in_simdgroup
   unsigned simdgroup;  // simdgroup_index_in_threadgroup
-  // Whether this thread passes by the operations on matrices that the first lane performs for its simdgroup.
-  bool passes_by;
+};
+
+struct mpsk_slot {
+  const mpsk_thread* running;
+  // Whether the thread passes by the operations on matrices that the first lane performs for its simdgroup.
+  unsigned long passes_by;
 };
 
 enum mpsk_argument_kind {
@@ -69,7 +73,7 @@ enum mpsk_argument_kind {
 
 struct mpsk_argument {
   mpsk_text name;
-  mpsk_text type;        // as written in the source
+  mpsk_text type;          // as written in the source
   unsigned kind;           // mpsk_argument_kind
   unsigned index;          // buffer or threadgroup slot; unused for a builtin
   unsigned element_size;   // bytes of the pointee
@@ -97,8 +101,9 @@ struct mpsk_kernel {
   mpsk_entry entry;
 };
 
-// A function constant. Entries live in the section "mpsk_constants". The device writes `value` and `defined`, then calls
-// every entry of the section "mpsk_derived" (void (*)()), which recomputes constants that are derived from others.
+// A function constant. Entries live in the section "mpsk_constants". The device writes `value` and `defined`, then
+// calls every entry of the section "mpsk_derived" (void (*)()), which recomputes constants that are derived from
+// others.
 struct mpsk_constant {
   mpsk_text name;
   mpsk_text type;  // bool, char, uchar, short, ushort, int, uint, long, ulong, half, bfloat, float, or a vector of them
@@ -109,8 +114,8 @@ struct mpsk_constant {
   bool* defined;
 };
 
-// A `threadgroup` declaration inside a kernel: written by the compiled code into the section "mpsk_threadgroup", one record
-// for each place where the declaration was emitted. `where` lies in the entry function it belongs to.
+// A `threadgroup` declaration inside a kernel: written by the compiled code into the section "mpsk_threadgroup", one
+// record for each place where the declaration was emitted. `where` lies in the entry function it belongs to.
 struct mpsk_threadgroup_record {
   unsigned long where;
   unsigned long id;  // unique within one kernel; the same declaration may be recorded more than once
@@ -123,8 +128,8 @@ struct mpsk_metallib_header {
   char magic[8];  // "MPSKLIB"
   unsigned abi_version;
   unsigned msl_version;  // 310 for Metal 3.1
-  mpsk_text math_mode;  // "fast", "relaxed" or "safe"
-  mpsk_text target;     // the processor it was compiled for
+  mpsk_text math_mode;   // "fast", "relaxed" or "safe"
+  mpsk_text target;      // the processor it was compiled for
   const mpsk_kernel* kernels_begin;
   const mpsk_kernel* kernels_end;
   const mpsk_constant* constants_begin;
@@ -135,11 +140,11 @@ struct mpsk_metallib_header {
   const mpsk_threadgroup_record* threadgroup_end;
 };
 
-// A metallib file is a shared object followed by this trailer, so that a truncated or foreign file is refused before it is
-// mapped.
+// A metallib file is a shared object followed by this trailer, so that a truncated or foreign file is refused before it
+// is mapped.
 struct mpsk_metallib_trailer {
   char magic[8];  // "MPSKEND"
   unsigned abi_version;
-  unsigned crc32;  // of everything before the trailer
+  unsigned crc32;      // of everything before the trailer
   unsigned long size;  // bytes before the trailer
 };

@@ -1,4 +1,5 @@
-// The software Metal device: opens metallibs, specialises functions, executes grids. Knows nothing of Objective-C or torch.
+// The software Metal device: opens metallibs, specialises functions, executes grids. Knows nothing of Objective-C or
+// torch.
 #pragma once
 
 #include <array>
@@ -53,13 +54,13 @@ class Function {
 // An opened metallib. Closed when the last Function, Pipeline and pending Dispatch that uses it is gone.
 class Library : public std::enable_shared_from_this<Library> {
  public:
-  // Throws Error, naming the file and what is wrong with it: missing, truncated, of another version, Apple's own format,
-  // for another processor.
+  // Throws Error, naming the file and what is wrong with it: missing, truncated, of another version, Apple's own
+  // format, for another processor.
   static std::shared_ptr<const Library> open(const std::string& path);
   ~Library();
   const std::string& path() const { return path_; }
   const mpsk_metallib_header& header() const { return *header_; }
-  std::vector<std::string> function_names() const;  // sorted
+  std::vector<std::string> function_names() const;                          // sorted
   std::shared_ptr<const Function> function(const std::string& name) const;  // null where there is none
   std::span<const mpsk_constant> constants() const { return {header_->constants_begin, header_->constants_end}; }
 
@@ -100,7 +101,7 @@ struct Dispatch {
   std::shared_ptr<const Pipeline> pipeline;
   std::array<Binding, MPSK_MAX_BUFFERS> buffers{};
   std::array<size_t, MPSK_MAX_BUFFERS> threadgroup_bytes{};  // [[threadgroup(n)]] arguments
-  Size threads;                // of the whole grid; edge threadgroups are smaller where it is no multiple
+  Size threads;  // of the whole grid; edge threadgroups are smaller where it is no multiple
   Size threads_per_threadgroup;
 };
 

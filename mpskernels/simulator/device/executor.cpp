@@ -34,7 +34,8 @@ Worker* Worker::current() { return current_worker; }
 Worker::Worker()
     : stacks_(MPSK_MAX_THREADS_PER_THREADGROUP),
       fibers_(MPSK_MAX_THREADS_PER_THREADGROUP),
-      threadgroup_memory_(static_cast<unsigned char*>(std::aligned_alloc(128, MPSK_MAX_THREADGROUP_BYTES)), &std::free) {}
+      threadgroup_memory_(static_cast<unsigned char*>(std::aligned_alloc(128, MPSK_MAX_THREADGROUP_BYTES)),
+                          &std::free) {}
 
 Worker::~Worker() = default;
 
@@ -54,8 +55,7 @@ void Worker::prepare(const mpsk_group& group) {
                        .position_in_threadgroup = {x, y, z},
                        .index_in_threadgroup = i,
                        .lane = i % MPSK_SIMD_WIDTH,
-                       .simdgroup = i / MPSK_SIMD_WIDTH,
-                       .passes_by = i % MPSK_SIMD_WIDTH != 0};
+                       .simdgroup = i / MPSK_SIMD_WIDTH};
         lane.state = LaneState::unstarted;
       }
     }
@@ -86,15 +86,16 @@ void Worker::run(const mpsk_kernel& kernel, const mpsk_group& group, void* const
   }
 }
 
-// Runs lanes for ever. A lane that ends hands its fiber to the next one that has not started, so that kernels that never
-// wait run on a single fiber without a switch.
+// Runs lanes for ever. A lane that ends hands its fiber to the next one that has not started, so that kernels that
+// never wait run on a single fiber without a switch.
 void Worker::lane_main(Fiber::Transfer from) {
   Fiber::arrived(from);
   Worker& worker = *current_worker;
   for (;;) {
     Lane* const lane = worker.current_;
     lane->fiber = worker.running_;
-    worker.stacks_.set_thread(static_cast<size_t>(lane->fiber - worker.fibers_.data()), &lane->thread);
+    worker.stacks_.slot(static_cast<size_t>(lane->fiber - worker.fibers_.data())) = {&lane->thread,
+                                                                                     lane->thread.lane != 0};
     worker.kernel_->entry(&lane->thread, worker.slots_);
     lane->state = LaneState::ended;
     Lane* const next = worker.next();
@@ -140,8 +141,8 @@ void Worker::wait() {
   }
 }
 
-// Goes through the lanes of the current simdgroup, then releases its simd operations, then moves on to the next simdgroup,
-// and at last releases the threadgroup barrier.
+// Goes through the lanes of the current simdgroup, then releases its simd operations, then moves on to the next
+// simdgroup, and at last releases the threadgroup barrier.
 Lane* Worker::next() {
   for (;;) {
     const Simdgroup& simdgroup = simdgroups_[simdgroup_];
@@ -182,7 +183,8 @@ bool Worker::release_simd(const Simdgroup& simdgroup) {
   current_ = &lanes[std::countr_zero(active)];
   if (kind == LaneState::simdgroup_barrier) {
     if (active != live) {
-      fault("simdgroup_barrier reached by lanes " + lane_list(active) + " of the live lanes " + lane_list(live), current_);
+      fault("simdgroup_barrier reached by lanes " + lane_list(active) + " of the live lanes " + lane_list(live),
+            current_);
     }
   } else {
     current_->combine(payloads, active);
@@ -196,8 +198,8 @@ bool Worker::release_threadgroup() {
     if (lane.state != LaneState::threadgroup_barrier) continue;
     if (!first) first = &lane;
     if (lane.site != first->site) {
-      fault("divergent threadgroup_barrier: thread " + position(first->thread.position_in_threadgroup) + " and thread " +
-                position(lane.thread.position_in_threadgroup) + " wait at different barriers",
+      fault("divergent threadgroup_barrier: thread " + position(first->thread.position_in_threadgroup) +
+                " and thread " + position(lane.thread.position_in_threadgroup) + " wait at different barriers",
             first);
     }
   }
@@ -229,8 +231,8 @@ std::string Worker::describe(const Lane& lane) const {
 
 void Worker::fault(const std::string& message, const Lane* at) {
   if (!at) at = current_;
-  fault_ = std::string("kernel ") + kernel_->name + ": " + message + ", at " + describe(*at) + " (" + kernel_->file + ":" +
-           std::to_string(kernel_->line) + ")";
+  fault_ = std::string("kernel ") + kernel_->name + ": " + message + ", at " + describe(*at) + " (" + kernel_->file +
+           ":" + std::to_string(kernel_->line) + ")";
   std::exchange(running_, &main_)->switch_to(main_);
   std::abort();  // a faulted fiber is never continued
 }

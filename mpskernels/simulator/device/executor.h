@@ -1,9 +1,10 @@
 // Executes the threads of one threadgroup on one OS thread: a fiber for each GPU thread that has to wait.
 //
 // Lanes run one after the other until each has ended or waits. A simd operation is performed when every lane of the
-// simdgroup waits or has ended: of the lanes that wait at simd operations, those at the lowest code address go first, and
-// together. Code is laid out so that a branch lies before the place where its paths meet again, and a loop body before the
-// code after the loop; so the lanes that are behind catch up before the others go on, as they do on the hardware.
+// simdgroup waits or has ended: of the lanes that wait at simd operations, those at the lowest code address go first,
+// and together. Code is laid out so that a branch lies before the place where its paths meet again, and a loop body
+// before the code after the loop; so the lanes that are behind catch up before the others go on, as they do on the
+// hardware.
 #pragma once
 
 #include <bit>

@@ -26,32 +26,12 @@ StackArena::StackArena(size_t count) : count_(count), page_(static_cast<size_t>(
 
 StackArena::~StackArena() { munmap(memory_, (count_ + 1) * MPSK_STACK_BYTES); }
 
-std::byte* StackArena::slot(size_t i) const {
-  return reinterpret_cast<std::byte*>(MPSK_THREAD_SLOT(reinterpret_cast<uintptr_t>(base_) + i * MPSK_STACK_BYTES));
+mpsk_slot& StackArena::slot(size_t i) const {
+  return *reinterpret_cast<mpsk_slot*>(MPSK_SLOT(reinterpret_cast<uintptr_t>(base_) + i * MPSK_STACK_BYTES));
 }
 
-std::byte* StackArena::top(size_t i) const { return reinterpret_cast<std::byte*>(reinterpret_cast<uintptr_t>(slot(i)) & ~15ul); }
+std::byte* StackArena::top(size_t i) const { return reinterpret_cast<std::byte*>(&slot(i)); }
 
 size_t StackArena::bytes() const { return MPSK_STACK_BYTES - page_ - MPSK_STACK_COLOURS * MPSK_STACK_COLOUR_BYTES; }
-
-void StackArena::set_thread(size_t i, const mpsk_thread* thread) const {
-  *reinterpret_cast<const mpsk_thread**>(slot(i)) = thread;
-}
-
-double time_switches(size_t count) {
-  struct Pair {
-    Fiber home, away;
-  };
-  thread_local Pair* pair;
-  const StackArena stack(1);
-  Pair fibers{{}, Fiber(stack.top(0), stack.bytes(), [](Fiber::Transfer from) {
-                Fiber::arrived(from);
-                for (;;) pair->away.switch_to(pair->home);
-              })};
-  pair = &fibers;
-  const auto start = std::chrono::steady_clock::now();
-  for (size_t i = 0; i < count; i += 2) fibers.home.switch_to(fibers.away);
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
 
 }  // namespace mpsk::device

@@ -1,4 +1,5 @@
-// Stackful fibers on boost::context. A switch costs a few nanoseconds, which is what makes a fiber per GPU thread affordable.
+// Stackful fibers on boost::context. A switch costs a few nanoseconds, which is what makes a fiber per GPU thread
+// affordable.
 #pragma once
 
 #include <cstddef>
@@ -15,8 +16,8 @@ class Fiber {
 
   // The calling OS thread itself, as a fiber to come back to.
   Fiber() = default;
-  // A fiber that will run `body` on the given stack when it is first switched to. body must call arrived() first and must
-  // never return.
+  // A fiber that will run `body` on the given stack when it is first switched to. body must call arrived() first and
+  // must never return.
   Fiber(std::byte* stack_top, size_t stack_bytes, void (*body)(Transfer))
       : context_(boost::context::detail::make_fcontext(stack_top, stack_bytes, body)) {}
 
@@ -30,21 +31,19 @@ class Fiber {
   boost::context::detail::fcontext_t context_ = nullptr;
 };
 
-// Memory for stacks as abi.h wants them, every one above an inaccessible page, so that an overflow faults instead of silently
-// writing into a neighbour. Pages are committed when they are first touched.
+// Memory for stacks as abi.h wants them, every one above an inaccessible page, so that an overflow faults instead of
+// silently writing into a neighbour. Pages are committed when they are first touched.
 class StackArena {
  public:
   explicit StackArena(size_t count);
   ~StackArena();
   StackArena(const StackArena&) = delete;
   StackArena& operator=(const StackArena&) = delete;
-  std::byte* top(size_t i) const;  // where stack i begins, growing down
-  size_t bytes() const;            // from there to the inaccessible page, at least
-  void set_thread(size_t i, const mpsk_thread* thread) const;
+  mpsk_slot& slot(size_t i) const;  // of the thread that runs on stack i
+  std::byte* top(size_t i) const;   // where stack i begins, growing down
+  size_t bytes() const;             // from there to the inaccessible page, at least
 
  private:
-  std::byte* slot(size_t i) const;
-
   std::byte* memory_ = nullptr;
   std::byte* base_ = nullptr;
   size_t count_, page_;

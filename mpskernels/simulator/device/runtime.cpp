@@ -24,7 +24,8 @@ MPSK_KERNEL_API void mpsk_simdgroup_barrier() {
 
 MPSK_KERNEL_API void mpsk_fault(const char* message) { Worker::current()->fault(message); }
 
-// Called by kernels before an integer division that would trap on the host. The argument starts with the source position.
+// Called by kernels before an integer division that would trap on the host. The argument starts with the source
+// position.
 namespace {
 struct SourcePosition {
   const char* file;

@@ -5,8 +5,8 @@ MPSK_BEGIN
 
 #define MPSK_GEOMETRIC(T, n)                                                                                \
   inline T dot(vec<T, n> x, vec<T, n> y) {                                                                  \
-    T sum = x.data[0] * y.data[0];                                                                          \
-    for (int i = 1; i < n; i++) sum += x.data[i] * y.data[i];                                               \
+    T sum = x[0] * y[0];                                                                                    \
+    for (int i = 1; i < n; i++) sum += x[i] * y[i];                                                         \
     return sum;                                                                                             \
   }                                                                                                         \
   inline T length_squared(vec<T, n> x) { return dot(x, x); }                                                \

@@ -68,14 +68,14 @@ template <typename T> T saturated(wide<T> value) {
   MPSK_LIFT3(T, max3) MPSK_LIFT3(T, min3) MPSK_LIFT3(T, median3) MPSK_LIFT3(T, clamp) MPSK_LIFT3(T, madhi)        \
   MPSK_LIFT3(T, madsat) MPSK_LIFT_BITS(T, 2) MPSK_LIFT_BITS(T, 3) MPSK_LIFT_BITS(T, 4)
 // clang-format on
-#define MPSK_LIFT_BITS(T, n)                                                                            \
-  inline vec<T, n> extract_bits(vec<T, n> x, uint offset, uint bits) {                                  \
-    for (int i = 0; i < n; i++) x.data[i] = extract_bits(x.data[i], offset, bits);                      \
-    return x;                                                                                           \
-  }                                                                                                     \
-  inline vec<T, n> insert_bits(vec<T, n> base, vec<T, n> insert, uint offset, uint bits) {              \
-    for (int i = 0; i < n; i++) base.data[i] = insert_bits(base.data[i], insert.data[i], offset, bits); \
-    return base;                                                                                        \
+#define MPSK_LIFT_BITS(T, n)                                                               \
+  inline vec<T, n> extract_bits(vec<T, n> x, uint offset, uint bits) {                     \
+    for (int i = 0; i < n; i++) x[i] = extract_bits(x[i], offset, bits);                   \
+    return x;                                                                              \
+  }                                                                                        \
+  inline vec<T, n> insert_bits(vec<T, n> base, vec<T, n> insert, uint offset, uint bits) { \
+    for (int i = 0; i < n; i++) base[i] = insert_bits(base[i], insert[i], offset, bits);   \
+    return base;                                                                           \
   }
 
 namespace mpsk_integer {

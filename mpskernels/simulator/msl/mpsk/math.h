@@ -4,6 +4,31 @@
 
 MPSK_BEGIN
 
+namespace mpsk_type {
+
+template <typename T> constexpr bool is_bfloat_or_wider =
+    is_same_v<T, bfloat> || is_same_v<T, float> || is_integral_v<T>;
+template <typename... T> constexpr bool takes_bfloat = (is_same_v<T, bfloat> || ...) && (is_bfloat_or_wider<T> && ...);
+
+}  // namespace mpsk_type
+
+// A bfloat takes the function of float, and gets its result. (Its conversions alone would leave a choice.)
+#define MPSK_BFLOAT1(name)                                                \
+  template <typename A, enable_if_t<mpsk_type::takes_bfloat<A>, int> = 0> \
+  inline float name(A a) {                                                \
+    return name(float(a));                                                \
+  }
+#define MPSK_BFLOAT2(name)                                                               \
+  template <typename A, typename B, enable_if_t<mpsk_type::takes_bfloat<A, B>, int> = 0> \
+  inline float name(A a, B b) {                                                          \
+    return name(float(a), float(b));                                                     \
+  }
+#define MPSK_BFLOAT3(name)                                                                              \
+  template <typename A, typename B, typename C, enable_if_t<mpsk_type::takes_bfloat<A, B, C>, int> = 0> \
+  inline float name(A a, B b, C c) {                                                                    \
+    return name(float(a), float(b), float(c));                                                          \
+  }
+
 namespace precise {
 
 inline float acos(float x) { return __builtin_acosf(x); }
@@ -128,6 +153,13 @@ MPSK_MATH_3(MPSK_LIFT)
 MPSK_LIFT1(float, fract)
 MPSK_LIFT2(float, nextafter)
 MPSK_LIFT3(float, fma)
+MPSK_MATH_WITH_FORMULA_1(MPSK_BFLOAT1)
+MPSK_MATH_SHARED_1(MPSK_BFLOAT1)
+MPSK_BFLOAT1(fract)
+MPSK_MATH_WITH_FORMULA_2(MPSK_BFLOAT2)
+MPSK_MATH_SHARED_2(MPSK_BFLOAT2)
+MPSK_MATH_3(MPSK_BFLOAT3)
+MPSK_BFLOAT3(fma)
 }  // namespace precise
 
 namespace fast {
@@ -137,6 +169,8 @@ MPSK_MATH_WITH_FORMULA_1(MPSK_LIFT)
 #define MPSK_LIFT(name) MPSK_LIFT2(float, name)
 MPSK_MATH_WITH_FORMULA_2(MPSK_LIFT)
 #undef MPSK_LIFT
+MPSK_MATH_WITH_FORMULA_1(MPSK_BFLOAT1)
+MPSK_MATH_WITH_FORMULA_2(MPSK_BFLOAT2)
 #define MPSK_SHARE(name) using precise::name;
 MPSK_MATH_SHARED_1(MPSK_SHARE)
 MPSK_MATH_SHARED_2(MPSK_SHARE)
@@ -146,16 +180,11 @@ MPSK_MATH_NOT_HALF(MPSK_SHARE)
 }  // namespace fast
 
 // The functions whose second result goes through a reference, or whose other argument is of another type.
-#define MPSK_LIFT_REFERENCE(T, name, U)                                                          \
-  inline vec<T, 2> name(vec<T, 2> x, thread vec<U, 2>& y) {                                      \
-    return {name(x.data[0], y.data[0]), name(x.data[1], y.data[1])};                             \
-  }                                                                                              \
-  inline vec<T, 3> name(vec<T, 3> x, thread vec<U, 3>& y) {                                      \
-    return {name(x.data[0], y.data[0]), name(x.data[1], y.data[1]), name(x.data[2], y.data[2])}; \
-  }                                                                                              \
-  inline vec<T, 4> name(vec<T, 4> x, thread vec<U, 4>& y) {                                      \
-    return {name(x.data[0], y.data[0]), name(x.data[1], y.data[1]), name(x.data[2], y.data[2]),  \
-            name(x.data[3], y.data[3])};                                                         \
+#define MPSK_LIFT_REFERENCE(T, name, U)                                                                                \
+  inline vec<T, 2> name(vec<T, 2> x, thread vec<U, 2>& y) { return {name(x.x, y.x), name(x.y, y.y)}; }                 \
+  inline vec<T, 3> name(vec<T, 3> x, thread vec<U, 3>& y) { return {name(x.x, y.x), name(x.y, y.y), name(x.z, y.z)}; } \
+  inline vec<T, 4> name(vec<T, 4> x, thread vec<U, 4>& y) {                                                            \
+    return {name(x.x, y.x), name(x.y, y.y), name(x.z, y.z), name(x.w, y.w)};                                           \
   }
 namespace precise {
 inline float sincos(float x, thread float& cosine) {
@@ -178,16 +207,11 @@ MPSK_LIFT_REFERENCE(float, sincos, float)
 MPSK_LIFT_REFERENCE(float, frexp, int)
 MPSK_LIFT_REFERENCE(float, modf, float)
 MPSK_LIFT1_TO(int, float, ilogb)
-#define MPSK_LDEXP(T)                                                                               \
-  inline vec<T, 2> ldexp(vec<T, 2> x, vec<int, 2> k) {                                              \
-    return {ldexp(x.data[0], k.data[0]), ldexp(x.data[1], k.data[1])};                              \
-  }                                                                                                 \
-  inline vec<T, 3> ldexp(vec<T, 3> x, vec<int, 3> k) {                                              \
-    return {ldexp(x.data[0], k.data[0]), ldexp(x.data[1], k.data[1]), ldexp(x.data[2], k.data[2])}; \
-  }                                                                                                 \
-  inline vec<T, 4> ldexp(vec<T, 4> x, vec<int, 4> k) {                                              \
-    return {ldexp(x.data[0], k.data[0]), ldexp(x.data[1], k.data[1]), ldexp(x.data[2], k.data[2]),  \
-            ldexp(x.data[3], k.data[3])};                                                           \
+#define MPSK_LDEXP(T)                                                                                                \
+  inline vec<T, 2> ldexp(vec<T, 2> x, vec<int, 2> k) { return {ldexp(x.x, k.x), ldexp(x.y, k.y)}; }                  \
+  inline vec<T, 3> ldexp(vec<T, 3> x, vec<int, 3> k) { return {ldexp(x.x, k.x), ldexp(x.y, k.y), ldexp(x.z, k.z)}; } \
+  inline vec<T, 4> ldexp(vec<T, 4> x, vec<int, 4> k) {                                                               \
+    return {ldexp(x.x, k.x), ldexp(x.y, k.y), ldexp(x.z, k.z), ldexp(x.w, k.w)};                                     \
   }
 MPSK_LDEXP(float)
 }  // namespace precise
@@ -298,6 +322,10 @@ MPSK_LDEXP(half)
 MPSK_COMMON(float)
 MPSK_COMMON(half)
 #undef MPSK_COMMON
+MPSK_BFLOAT3(mix)
+MPSK_BFLOAT1(sign)
+MPSK_BFLOAT2(step)
+MPSK_BFLOAT3(smoothstep)
 #undef MPSK_MATH_WITH_FORMULA_1
 #undef MPSK_MATH_WITH_FORMULA_2
 #undef MPSK_MATH_SHARED_1

@@ -10,7 +10,7 @@ template <typename T, int columns, int rows> struct matrix {
   matrix() = default;
   // The scalar on the diagonal.
   explicit constexpr matrix(T scalar) : column{} {
-    for (int i = 0; i < columns && i < rows; i++) column[i].data[i] = scalar;
+    for (int i = 0; i < columns && i < rows; i++) column[i][i] = scalar;
   }
   template <typename U, enable_if_t<!is_same_v<T, U>, int> = 0>
   explicit constexpr matrix(matrix<U, columns, rows> m) : column{} {
@@ -24,7 +24,7 @@ template <typename T, int columns, int rows> struct matrix {
             enable_if_t<sizeof...(A) == columns * rows && (... && (mpsk_vector::pieces<T, A> == 1)), long> = 0>
   constexpr matrix(A... scalars) : column{} {
     int i = 0;
-    ((column[i / rows].data[i % rows] = T(scalars), i++), ...);
+    ((column[i / rows][i % rows] = T(scalars), i++), ...);
   }
   constexpr vec<T, rows>& operator[](size_t i) { return column[i]; }
   constexpr const vec<T, rows>& operator[](size_t i) const { return column[i]; }
@@ -53,13 +53,13 @@ template <typename T, int c, int r> matrix<T, c, r> operator*(mpsk_type::identit
   MPSK_COLUMNS(T, c, r, a * b.column[i])
 }
 template <typename T, int c, int r> vec<T, r> operator*(matrix<T, c, r> a, mpsk_type::identity_t<vec<T, c>> b) {
-  vec<T, r> sum = a.column[0] * b.data[0];
-  for (int i = 1; i < c; i++) sum = sum + a.column[i] * b.data[i];
+  vec<T, r> sum = a.column[0] * b[0];
+  for (int i = 1; i < c; i++) sum = sum + a.column[i] * b[i];
   return sum;
 }
 template <typename T, int c, int r> vec<T, c> operator*(mpsk_type::identity_t<vec<T, r>> a, matrix<T, c, r> b) {
   vec<T, c> v;
-  for (int i = 0; i < c; i++) v.data[i] = dot(a, b.column[i]);
+  for (int i = 0; i < c; i++) v[i] = dot(a, b.column[i]);
   return v;
 }
 template <typename T, int k, int r, int c> matrix<T, c, r> operator*(matrix<T, k, r> a, matrix<T, c, k> b) {
@@ -77,7 +77,7 @@ template <typename T, int c, int r> bool operator!=(matrix<T, c, r> a, matrix<T,
 template <typename T, int c, int r> matrix<T, r, c> transpose(matrix<T, c, r> a) {
   matrix<T, r, c> m;
   for (int i = 0; i < r; i++) {
-    for (int j = 0; j < c; j++) m.column[i].data[j] = a.column[j].data[i];
+    for (int j = 0; j < c; j++) m.column[i][j] = a.column[j][i];
   }
   return m;
 }

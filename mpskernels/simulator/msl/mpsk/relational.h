@@ -25,13 +25,13 @@ MPSK_RELATIONAL(bfloat, ushort, 0x7fff, 0x7f80, 0x0080)
 #undef MPSK_RELATIONAL
 
 inline bool all(bool x) { return x; }
-inline bool all(vec<bool, 2> x) { return x.data[0] && x.data[1]; }
-inline bool all(vec<bool, 3> x) { return x.data[0] && x.data[1] && x.data[2]; }
-inline bool all(vec<bool, 4> x) { return x.data[0] && x.data[1] && x.data[2] && x.data[3]; }
+inline bool all(vec<bool, 2> x) { return x.x && x.y; }
+inline bool all(vec<bool, 3> x) { return x.x && x.y && x.z; }
+inline bool all(vec<bool, 4> x) { return x.x && x.y && x.z && x.w; }
 inline bool any(bool x) { return x; }
-inline bool any(vec<bool, 2> x) { return x.data[0] || x.data[1]; }
-inline bool any(vec<bool, 3> x) { return x.data[0] || x.data[1] || x.data[2]; }
-inline bool any(vec<bool, 4> x) { return x.data[0] || x.data[1] || x.data[2] || x.data[3]; }
+inline bool any(vec<bool, 2> x) { return x.x || x.y; }
+inline bool any(vec<bool, 3> x) { return x.x || x.y || x.z; }
+inline bool any(vec<bool, 4> x) { return x.x || x.y || x.z || x.w; }
 
 #define MPSK_CHOOSE(T)                                    \
   inline T select(T a, T b, bool c) { return c ? b : a; } \

@@ -17,9 +17,10 @@ namespace mpsk {
 using metal::vec;
 
 // The running thread.
-__attribute__((always_inline)) inline const mpsk_thread& self() {
-  return **(const mpsk_thread**)MPSK_THREAD_SLOT((ulong)__builtin_frame_address(0));
+__attribute__((always_inline)) inline mpsk_slot& stack_slot() {
+  return *(mpsk_slot*)MPSK_SLOT((ulong)__builtin_frame_address(0));
 }
+__attribute__((always_inline)) inline const mpsk_thread& self() { return *stack_slot().running; }
 
 template <typename T>
 struct remove_const {
@@ -30,7 +31,8 @@ struct remove_const<const T> {
   using type = T;
 };
 
-// --- Arguments of kernels ---------------------------------------------------------------------------------------------
+// --- Arguments of kernels
+// ---------------------------------------------------------------------------------------------
 
 template <int N, typename First, typename... Rest>
 struct nth : nth<N - 1, Rest...> {};
@@ -65,15 +67,15 @@ struct memory_argument {
   static constexpr bool is_reference = Reference;
 };
 
-#define MPSK_MEMORY_ARGUMENT(SPACE, KIND, DECLARATOR, REFERENCE)                              \
-  template <typename T>                                                                       \
-  struct argument_traits<SPACE T DECLARATOR> : memory_argument<T, KIND, REFERENCE> {          \
-    static constexpr bool is_const = KIND == mpsk_argument_constant;                          \
-    static SPACE T DECLARATOR bind(void* slot) { return MPSK_BIND_##REFERENCE(SPACE T, slot); } \
-  };                                                                                          \
-  template <typename T>                                                                       \
-  struct argument_traits<SPACE const T DECLARATOR> : memory_argument<T, KIND, REFERENCE> {    \
-    static constexpr bool is_const = true;                                                    \
+#define MPSK_MEMORY_ARGUMENT(SPACE, KIND, DECLARATOR, REFERENCE)                                            \
+  template <typename T>                                                                                     \
+  struct argument_traits<SPACE T DECLARATOR> : memory_argument<T, KIND, REFERENCE> {                        \
+    static constexpr bool is_const = KIND == mpsk_argument_constant;                                        \
+    static SPACE T DECLARATOR bind(void* slot) { return MPSK_BIND_##REFERENCE(SPACE T, slot); }             \
+  };                                                                                                        \
+  template <typename T>                                                                                     \
+  struct argument_traits<SPACE const T DECLARATOR> : memory_argument<T, KIND, REFERENCE> {                  \
+    static constexpr bool is_const = true;                                                                  \
     static SPACE const T DECLARATOR bind(void* slot) { return MPSK_BIND_##REFERENCE(SPACE const T, slot); } \
   };
 #define MPSK_BIND_false(T, slot) (T*)slot
@@ -83,11 +85,11 @@ MPSK_MEMORY_ARGUMENT(device, mpsk_argument_device, &, true)
 MPSK_MEMORY_ARGUMENT(threadgroup, mpsk_argument_threadgroup, *, false)
 MPSK_MEMORY_ARGUMENT(threadgroup, mpsk_argument_threadgroup, &, true)
 #undef MPSK_MEMORY_ARGUMENT
-#define MPSK_CONSTANT_ARGUMENT(DECLARATOR, REFERENCE)                                                         \
-  template <typename T>                                                                                       \
-  struct argument_traits<constant T DECLARATOR> : memory_argument<T, mpsk_argument_constant, REFERENCE> {     \
-    static constexpr bool is_const = true;                                                                    \
-    static constant T DECLARATOR bind(void* slot) { return MPSK_BIND_##REFERENCE(constant T, slot); }         \
+#define MPSK_CONSTANT_ARGUMENT(DECLARATOR, REFERENCE)                                                     \
+  template <typename T>                                                                                   \
+  struct argument_traits<constant T DECLARATOR> : memory_argument<T, mpsk_argument_constant, REFERENCE> { \
+    static constexpr bool is_const = true;                                                                \
+    static constant T DECLARATOR bind(void* slot) { return MPSK_BIND_##REFERENCE(constant T, slot); }     \
   };
 MPSK_CONSTANT_ARGUMENT(*, false)
 MPSK_CONSTANT_ARGUMENT(&, true)
@@ -95,22 +97,23 @@ MPSK_CONSTANT_ARGUMENT(&, true)
 #undef MPSK_BIND_false
 #undef MPSK_BIND_true
 
-// --- Built-in arguments -----------------------------------------------------------------------------------------------
+// --- Built-in arguments
+// -----------------------------------------------------------------------------------------------
 
 template <typename T>
 struct builtin_traits {
   static constexpr int components = 0;
 };
-#define MPSK_BUILTIN(T)                          \
-  template <>                                    \
-  struct builtin_traits<T> {                     \
-    static constexpr int components = 1;         \
-    using scalar = T;                            \
-  };                                             \
-  template <int N>                               \
-  struct builtin_traits<vec<T, N>> {             \
-    static constexpr int components = N;         \
-    using scalar = T;                            \
+#define MPSK_BUILTIN(T)                  \
+  template <>                            \
+  struct builtin_traits<T> {             \
+    static constexpr int components = 1; \
+    using scalar = T;                    \
+  };                                     \
+  template <int N>                       \
+  struct builtin_traits<vec<T, N>> {     \
+    static constexpr int components = N; \
+    using scalar = T;                    \
   };
 MPSK_BUILTIN(uint)
 MPSK_BUILTIN(ushort)
@@ -143,7 +146,8 @@ constexpr bool same_components() {
   return true;
 }
 
-// --- Numbers of arguments ---------------------------------------------------------------------------------------------
+// --- Numbers of arguments
+// ---------------------------------------------------------------------------------------------
 
 template <int N>
 struct argument_numbers {
@@ -184,7 +188,8 @@ constexpr argument_numbers<sizeof...(Kinds) + 1> number_arguments(slot<Kinds, Ex
   return result;
 }
 
-// --- Memory declared in a kernel --------------------------------------------------------------------------------------
+// --- Memory declared in a kernel
+// --------------------------------------------------------------------------------------
 
 // The memory of the `threadgroup` declaration with this number. The record tells the device how much the kernel needs.
 template <unsigned Id, unsigned Align, typename T>
@@ -199,7 +204,8 @@ __attribute__((always_inline)) inline threadgroup T& threadgroup_memory() {
   return *(threadgroup T*)(group->threadgroup_memory + group->static_offsets[Id]);
 }
 
-// --- Temporaries ------------------------------------------------------------------------------------------------------
+// --- Temporaries
+// ------------------------------------------------------------------------------------------------------
 
 // A temporary as the object of the thread that it is, for its methods.
 template <typename T>
@@ -207,7 +213,8 @@ inline thread T* object(const T& temporary) {
   return (thread T*)&temporary;
 }
 
-// --- Program-scope constants ------------------------------------------------------------------------------------------
+// --- Program-scope constants
+// ------------------------------------------------------------------------------------------
 
 // The language puts program-scope objects in its global address space; Metal's belong to `constant`.
 template <typename T>

@@ -27,7 +27,7 @@ inline uint row_of(uint lane) { return ((lane >> 1) & 3) | ((lane >> 4) & 1) << 
 inline uint column_of(uint lane) { return (lane & 1) << 1 | ((lane >> 3) & 1) << 2; }
 
 inline bool leads() { return mpsk::self().lane == 0; }
-inline bool passes_by() { return mpsk::self().passes_by; }
+inline bool passes_by() { return mpsk::stack_slot().passes_by != 0; }
 
 typedef float float8 __attribute__((ext_vector_type(8)));
 
@@ -82,7 +82,7 @@ struct simdgroup_matrix {
   // This lane's two elements, to read and to write.
   thread vec<T, 2>& thread_elements() {
     if (!distributed) mpsk_simd((void*)this, &share<T, true>);
-    ((mpsk_thread&)mpsk::self()).passes_by = false;
+    mpsk::stack_slot().passes_by = 0;
     return *(thread vec<T, 2>*)&mine;
   }
 

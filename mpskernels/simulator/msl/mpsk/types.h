@@ -54,6 +54,19 @@ typedef long ptrdiff_t;
 typedef long intptr_t;
 typedef ulong uintptr_t;
 
+// What the language needs for braces; clang knows it by its name and members. (__decay gives a pointer without an
+// address space, which clang insists on.)
+namespace std {
+template <typename T> class initializer_list {
+  __decay(const T[1]) values;
+  size_t count;
+
+ public:
+  constexpr size_t size() const { return count; }
+  constexpr __decay(const T[1]) begin() const { return values; }
+};
+}  // namespace std
+
 #include "type_traits.h"
 
 MPSK_BEGIN
@@ -71,18 +84,25 @@ struct bfloat {
   bfloat() = default;
   template <typename T, enable_if_t<is_integral_v<T>, int> = 0>
   constexpr bfloat(T value) : bits(round(float(value))) {}
-  template <typename T, enable_if_t<is_same_v<T, float> || is_same_v<T, half>, int> = 0>
+  template <typename T, enable_if_t<!is_integral_v<T> && __is_convertible(T, float), int> = 0>
   explicit constexpr bfloat(T value) : bits(round(float(value))) {}
 
-  template <typename T, enable_if_t<is_same_v<T, float>, int> = 0>
-  constexpr operator T() const {
-    return __builtin_bit_cast(float, uint(bits) << 16);
+  template <typename T, enable_if_t<is_same_v<T, float>, int> = 0> constexpr operator T() const& { return wide(); }
+  template <typename T, enable_if_t<is_same_v<T, float>, int> = 0> constexpr operator T() const&& { return wide(); }
+  template <typename T, enable_if_t<is_same_v<T, half>, int> = 0> explicit constexpr operator T() const& {
+    return T(wide());
   }
-  template <typename T, enable_if_t<is_same_v<T, half> || is_integral_v<T>, int> = 0>
-  explicit constexpr operator T() const {
-    return T(float(*this));
+  template <typename T, enable_if_t<is_same_v<T, half>, int> = 0> explicit constexpr operator T() const&& {
+    return T(wide());
+  }
+  // An object becomes an integer by itself, a temporary does not: in `c ? x : 0`, which compares temporaries, the 0 is
+  // to become a bfloat.
+  template <typename T, enable_if_t<is_integral_v<T>, int> = 0> constexpr operator T() const& { return T(wide()); }
+  template <typename T, enable_if_t<is_integral_v<T>, int> = 0> explicit constexpr operator T() const&& {
+    return T(wide());
   }
 
+  constexpr float wide() const { return __builtin_bit_cast(float, uint(bits) << 16); }
   // Nearest, ties to even. NaNs stay NaNs; told apart by their bits, because fast math assumes there are none.
   static constexpr ushort round(float value) {
     uint u = __builtin_bit_cast(uint, value);

@@ -3,10 +3,6 @@
 
 // Selections such as v.xyz and v.bgra: a property for every ordered choice of one to four components, one that can be
 // assigned where no component repeats. MPSK_REPEATS_ab expands to something for equal a and b, else to nothing.
-#define MPSK_INDEX_x 0
-#define MPSK_INDEX_y 1
-#define MPSK_INDEX_z 2
-#define MPSK_INDEX_w 3
 #define MPSK_COLOUR_x r
 #define MPSK_COLOUR_y g
 #define MPSK_COLOUR_z b
@@ -28,16 +24,15 @@
 #define MPSK_REPEATS_wz
 #define MPSK_REPEATS_ww 1
 
-#define MPSK_AT(a) data[MPSK_INDEX_##a]
 #define MPSK_JOIN2(a, b) a##b
 #define MPSK_JOIN3(a, b, c) a##b##c
 #define MPSK_JOIN4(a, b, c, d) a##b##c##d
 #define MPSK_EXPAND(join, ...) join(__VA_ARGS__)
 
-#define MPSK_SELECT1(a)                              \
-  constexpr T get_##a() const { return MPSK_AT(a); } \
-  constexpr void put_##a(T v)& { MPSK_AT(a) = v; }   \
-  __declspec(property(get = get_##a, put = put_##a)) T a, MPSK_COLOUR_##a;
+#define MPSK_SELECT1(a)                     \
+  constexpr T get_##a() const { return a; } \
+  constexpr void put_##a(T v)& { a = v; }   \
+  __declspec(property(get = get_##a, put = put_##a)) T MPSK_COLOUR_##a;
 
 // name and colours are the two spellings of the selection; what follows is empty if it repeats no component.
 #define MPSK_SELECT(n, name, colours, get, put, ...) MPSK_SELECT_##__VA_OPT__(REPEATED)(n, name, colours, get, put)
@@ -50,22 +45,19 @@
   __declspec(property(get = get_##name)) vec<T, n> name, colours;
 #define MPSK_VALUES(...) __VA_ARGS__
 
-#define MPSK_SELECT2(a, b)                                                                     \
-  MPSK_EXPAND(MPSK_SELECT, 2, a##b, MPSK_EXPAND(MPSK_JOIN2, MPSK_COLOUR_##a, MPSK_COLOUR_##b), \
-              (MPSK_AT(a), MPSK_AT(b)), MPSK_AT(a) = v.data[0];                                \
-              MPSK_AT(b) = v.data[1];, MPSK_REPEATS_##a##b)
+#define MPSK_SELECT2(a, b)                                                                                      \
+  MPSK_EXPAND(MPSK_SELECT, 2, a##b, MPSK_EXPAND(MPSK_JOIN2, MPSK_COLOUR_##a, MPSK_COLOUR_##b), (a, b), a = v.x; \
+              b = v.y;, MPSK_REPEATS_##a##b)
 #define MPSK_SELECT3(a, b, c)                                                                                      \
   MPSK_EXPAND(MPSK_SELECT, 3, a##b##c, MPSK_EXPAND(MPSK_JOIN3, MPSK_COLOUR_##a, MPSK_COLOUR_##b, MPSK_COLOUR_##c), \
-              (MPSK_AT(a), MPSK_AT(b), MPSK_AT(c)), MPSK_AT(a) = v.data[0];                                        \
-              MPSK_AT(b) = v.data[1]; MPSK_AT(c) = v.data[2];                                                      \
-              , MPSK_REPEATS_##a##b MPSK_REPEATS_##a##c MPSK_REPEATS_##b##c)
-#define MPSK_SELECT4(a, b, c, d)                                                                                    \
-  MPSK_EXPAND(MPSK_SELECT, 4, a##b##c##d,                                                                           \
-              MPSK_EXPAND(MPSK_JOIN4, MPSK_COLOUR_##a, MPSK_COLOUR_##b, MPSK_COLOUR_##c, MPSK_COLOUR_##d),          \
-              (MPSK_AT(a), MPSK_AT(b), MPSK_AT(c), MPSK_AT(d)), MPSK_AT(a) = v.data[0];                             \
-              MPSK_AT(b) = v.data[1]; MPSK_AT(c) = v.data[2]; MPSK_AT(d) = v.data[3];                               \
-              , MPSK_REPEATS_##a##b MPSK_REPEATS_##a##c MPSK_REPEATS_##a##d MPSK_REPEATS_##b##c MPSK_REPEATS_##b##d \
-                    MPSK_REPEATS_##c##d)
+              (a, b, c), a = v.x;                                                                                  \
+              b = v.y; c = v.z;, MPSK_REPEATS_##a##b MPSK_REPEATS_##a##c MPSK_REPEATS_##b##c)
+#define MPSK_SELECT4(a, b, c, d)                                                                           \
+  MPSK_EXPAND(MPSK_SELECT, 4, a##b##c##d,                                                                  \
+              MPSK_EXPAND(MPSK_JOIN4, MPSK_COLOUR_##a, MPSK_COLOUR_##b, MPSK_COLOUR_##c, MPSK_COLOUR_##d), \
+              (a, b, c, d), a = v.x;                                                                       \
+              b = v.y; c = v.z; d = v.w;, MPSK_REPEATS_##a##b MPSK_REPEATS_##a##c MPSK_REPEATS_##a##d      \
+                                              MPSK_REPEATS_##b##c MPSK_REPEATS_##b##d MPSK_REPEATS_##c##d)
 
 // MPSK_n_k(M): M of every choice of k out of the first n components.
 #define MPSK_CHOICES(EACH1, EACH2, EACH3, EACH4) \
@@ -143,39 +135,60 @@ template <typename A, typename B, int n> struct arithmetic<A, B, 0, n> : arithme
 template <typename A, typename B> struct arithmetic<A, B, 0, 0> {};
 template <typename A, typename B> using arithmetic_t = typename arithmetic<A, B>::type;
 
+// The component with an index. Steps from the first one, except in constant expressions, which may not.
+template <typename T> constexpr T& component(T* first, size_t i, T& x, T& y) {
+  return __builtin_is_constant_evaluated() ? i == 0 ? x : y : first[i];
+}
+template <typename T> constexpr T& component(T* first, size_t i, T& x, T& y, T& z) {
+  return __builtin_is_constant_evaluated() ? i == 0 ? x : i == 1 ? y : z : first[i];
+}
+template <typename T> constexpr T& component(T* first, size_t i, T& x, T& y, T& z, T& w) {
+  return __builtin_is_constant_evaluated() ? i == 0 ? x : i == 1 ? y : i == 2 ? z : w : first[i];
+}
+__attribute__((error("too many values in the braces for this vector"))) void too_many_initializers();
+
 }  // namespace mpsk_vector
 
-// vec<R, n>(f(0), f(1), ...).
+// vec<R, n>(f(x), f(y), ...).
 #define MPSK_MAP(n, R, f)               \
   if constexpr (n == 2)                 \
-    return vec<R, 2>(f(0), f(1));       \
+    return vec<R, 2>(f(x), f(y));       \
   else if constexpr (n == 3)            \
-    return vec<R, 3>(f(0), f(1), f(2)); \
+    return vec<R, 3>(f(x), f(y), f(z)); \
   else                                  \
-    return vec<R, 4>(f(0), f(1), f(2), f(3));
+    return vec<R, 4>(f(x), f(y), f(z), f(w));
 
-// What vec and packed_vec share. Components are properties of the object, so that, as in Metal, no pointer or reference
-// to one can be had by name.
+// What vec and packed_vec share. Braces may hold fewer values than there are components; the others become zero.
+#define MPSK_NAMES_2 x, y
+#define MPSK_NAMES_3 x, y, z
+#define MPSK_NAMES_4 x, y, z, w
 #define MPSK_VECTOR(vec_type, count)                                                                                 \
-  T data[count];                                                                                                     \
+  T MPSK_NAMES_##count;                                                                                              \
   vec_type() = default;                                                                                              \
   template <typename S, enable_if_t<!mpsk_vector::is_vector<S> && __is_convertible(S, T), int> = 0>                  \
-  constexpr vec_type(S scalar) : data{MPSK_LIST_##count(MPSK_SCALAR)} {}                                             \
+  constexpr vec_type(S scalar) : MPSK_LIST_##count(MPSK_SCALAR) {}                                                   \
   template <typename S,                                                                                              \
             enable_if_t<!mpsk_vector::is_vector<S> && !__is_convertible(S, T) && __is_constructible(T, S), int> = 0> \
-  explicit constexpr vec_type(S scalar) : data{MPSK_LIST_##count(MPSK_SCALAR)} {}                                    \
+  explicit constexpr vec_type(S scalar) : MPSK_LIST_##count(MPSK_SCALAR) {}                                          \
   template <                                                                                                         \
       typename A, typename B, typename... C,                                                                         \
       enable_if_t<mpsk_vector::pieces<T, A> + mpsk_vector::pieces<T, B> + (0 + ... + mpsk_vector::pieces<T, C>) ==   \
                       count,                                                                                         \
                   int> = 0>                                                                                          \
-  constexpr vec_type(A a, B b, C... c) : data{} {                                                                    \
+  constexpr vec_type(A a, B b, C... c) : vec_type(T(0)) {                                                            \
     int i = 0;                                                                                                       \
     append(i, a), append(i, b), (append(i, c), ...);                                                                 \
   }                                                                                                                  \
-  constexpr T& operator[](size_t i)& { return data[i]; }                                                             \
-  constexpr const T& operator[](size_t i) const& { return data[i]; }                                                 \
-  constexpr T operator[](size_t i) const&& { return data[i]; }                                                       \
+  template <typename S, enable_if_t<!mpsk_vector::is_vector<S> && __is_convertible(S, T), int> = 0>                  \
+  constexpr vec_type(std::initializer_list<S> list) : vec_type(T(0)) {                                               \
+    if (list.size() > count) mpsk_vector::too_many_initializers();                                                   \
+    for (size_t i = 0; i < list.size(); i++) (*this)[i] = T(list.begin()[i]);                                        \
+  }                                                                                                                  \
+  constexpr T& operator[](size_t i)& { return mpsk_vector::component<T>(&x, i, MPSK_NAMES_##count); }                \
+  constexpr const T& operator[](size_t i) const& {                                                                   \
+    return mpsk_vector::component<const T>(&x, i, MPSK_NAMES_##count);                                               \
+  }                                                                                                                  \
+  constexpr T operator[](size_t i) const&& { return mpsk_vector::component<const T>(&x, i, MPSK_NAMES_##count); }    \
   MPSK_COMPOUNDS(vec_type, count)                                                                                    \
   constexpr vec_type& operator++()& { return *this = *this + T(1); }                                                 \
   constexpr vec_type& operator--()& { return *this = *this - T(1); }                                                 \
@@ -194,9 +207,9 @@ template <typename A, typename B> using arithmetic_t = typename arithmetic<A, B>
  private:                                                                                                            \
   template <typename A> constexpr void append(thread int& i, A a) {                                                  \
     if constexpr (!mpsk_vector::is_vector<A>)                                                                        \
-      data[i++] = T(a);                                                                                              \
+      (*this)[i++] = T(a);                                                                                           \
     else                                                                                                             \
-      for (int j = 0; j < mpsk_vector::operand<A>::n; j++) data[i++] = a.data[j];                                    \
+      for (int j = 0; j < mpsk_vector::operand<A>::n; j++) (*this)[i++] = a[j];                                      \
   }
 // clang-format off
 #define MPSK_COMPOUNDS(vec_type, count)                                                                \
@@ -211,29 +224,29 @@ template <typename A, typename B> using arithmetic_t = typename arithmetic<A, B>
     return *this = V(*this) op b;                                                                      \
   }
 
-#define MPSK_LIST_2(e) e(0), e(1)
-#define MPSK_LIST_3(e) e(0), e(1), e(2)
-#define MPSK_LIST_4(e) e(0), e(1), e(2), e(3)
+#define MPSK_LIST_2(e) x(e(x)), y(e(y))
+#define MPSK_LIST_3(e) x(e(x)), y(e(y)), z(e(z))
+#define MPSK_LIST_4(e) x(e(x)), y(e(y)), z(e(z)), w(e(w))
 #define MPSK_SCALAR(i) T(scalar)
-#define MPSK_COPIED(i) v.data[i]
-#define MPSK_CONVERTED(i) T(v.data[i])
+#define MPSK_COPIED(i) v.i
+#define MPSK_CONVERTED(i) T(v.i)
 
-#define MPSK_VEC(count, slots)                                                                         \
-  template <typename T> struct alignas(slots * sizeof(T)) vec<T, count> {                              \
-    template <typename U, enable_if_t<!is_same_v<T, U>, int> = 0>                                      \
-    explicit constexpr vec(vec<U, count> v) : data{MPSK_LIST_##count(MPSK_CONVERTED)} {}               \
-    template <typename U, enable_if_t<!is_same_v<T, U>, int> = 0>                                      \
-    explicit constexpr vec(packed_vec<U, count> v) : data{MPSK_LIST_##count(MPSK_CONVERTED)} {}        \
-    constexpr vec(packed_vec<T, count> v) : data{MPSK_LIST_##count(MPSK_COPIED)} {}                    \
-    MPSK_VECTOR(vec, count)                                                                            \
-  };                                                                                                   \
-  template <typename T> struct packed_vec<T, count> {                                                  \
-    template <typename U, enable_if_t<!is_same_v<T, U>, int> = 0>                                      \
-    explicit constexpr packed_vec(vec<U, count> v) : data{MPSK_LIST_##count(MPSK_CONVERTED)} {}        \
-    template <typename U, enable_if_t<!is_same_v<T, U>, int> = 0>                                      \
-    explicit constexpr packed_vec(packed_vec<U, count> v) : data{MPSK_LIST_##count(MPSK_CONVERTED)} {} \
-    constexpr packed_vec(vec<T, count> v) : data{MPSK_LIST_##count(MPSK_COPIED)} {}                    \
-    MPSK_VECTOR(packed_vec, count)                                                                     \
+#define MPSK_VEC(count, slots)                                                                   \
+  template <typename T> struct alignas(slots * sizeof(T)) vec<T, count> {                        \
+    template <typename U, enable_if_t<!is_same_v<T, U>, int> = 0>                                \
+    explicit constexpr vec(vec<U, count> v) : MPSK_LIST_##count(MPSK_CONVERTED) {}               \
+    template <typename U, enable_if_t<!is_same_v<T, U>, int> = 0>                                \
+    explicit constexpr vec(packed_vec<U, count> v) : MPSK_LIST_##count(MPSK_CONVERTED) {}        \
+    constexpr vec(packed_vec<T, count> v) : MPSK_LIST_##count(MPSK_COPIED) {}                    \
+    MPSK_VECTOR(vec, count)                                                                      \
+  };                                                                                             \
+  template <typename T> struct packed_vec<T, count> {                                            \
+    template <typename U, enable_if_t<!is_same_v<T, U>, int> = 0>                                \
+    explicit constexpr packed_vec(vec<U, count> v) : MPSK_LIST_##count(MPSK_CONVERTED) {}        \
+    template <typename U, enable_if_t<!is_same_v<T, U>, int> = 0>                                \
+    explicit constexpr packed_vec(packed_vec<U, count> v) : MPSK_LIST_##count(MPSK_CONVERTED) {} \
+    constexpr packed_vec(vec<T, count> v) : MPSK_LIST_##count(MPSK_COPIED) {}                    \
+    MPSK_VECTOR(packed_vec, count)                                                               \
   };
 MPSK_VEC(2, 2)
 MPSK_VEC(3, 4)
@@ -268,52 +281,52 @@ template <typename T> constexpr T remainder_component(T a, T b) {
   }
 #define MPSK_NUMBER !is_same_v<T, bool>
 #define MPSK_INTEGRAL is_integral_v<T>
-#define MPSK_COMPONENT(i) T(u.data[i] + v.data[i])
+#define MPSK_COMPONENT(i) T(u.i + v.i)
 MPSK_OPERATOR(+, T, MPSK_NUMBER, MPSK_COMPONENT)
 #undef MPSK_COMPONENT
-#define MPSK_COMPONENT(i) T(u.data[i] - v.data[i])
+#define MPSK_COMPONENT(i) T(u.i - v.i)
 MPSK_OPERATOR(-, T, MPSK_NUMBER, MPSK_COMPONENT)
 #undef MPSK_COMPONENT
-#define MPSK_COMPONENT(i) T(u.data[i] * v.data[i])
+#define MPSK_COMPONENT(i) T(u.i* v.i)
 MPSK_OPERATOR(*, T, MPSK_NUMBER, MPSK_COMPONENT)
 #undef MPSK_COMPONENT
-#define MPSK_COMPONENT(i) mpsk_vector::divide_component(u.data[i], v.data[i])
+#define MPSK_COMPONENT(i) mpsk_vector::divide_component(u.i, v.i)
 MPSK_OPERATOR(/, T, MPSK_NUMBER, MPSK_COMPONENT)
 #undef MPSK_COMPONENT
-#define MPSK_COMPONENT(i) mpsk_vector::remainder_component(u.data[i], v.data[i])
+#define MPSK_COMPONENT(i) mpsk_vector::remainder_component(u.i, v.i)
 MPSK_OPERATOR(%, T, MPSK_INTEGRAL&& MPSK_NUMBER, MPSK_COMPONENT)
 #undef MPSK_COMPONENT
-#define MPSK_COMPONENT(i) T(u.data[i] & v.data[i])
+#define MPSK_COMPONENT(i) T(u.i & v.i)
 MPSK_OPERATOR(&, T, MPSK_INTEGRAL, MPSK_COMPONENT)
 #undef MPSK_COMPONENT
-#define MPSK_COMPONENT(i) T(u.data[i] | v.data[i])
+#define MPSK_COMPONENT(i) T(u.i | v.i)
 MPSK_OPERATOR(|, T, MPSK_INTEGRAL, MPSK_COMPONENT)
 #undef MPSK_COMPONENT
-#define MPSK_COMPONENT(i) T(u.data[i] ^ v.data[i])
+#define MPSK_COMPONENT(i) T(u.i ^ v.i)
 MPSK_OPERATOR(^, T, MPSK_INTEGRAL, MPSK_COMPONENT)
 #undef MPSK_COMPONENT
-#define MPSK_COMPONENT(i) u.data[i] == v.data[i]
+#define MPSK_COMPONENT(i) u.i == v.i
 MPSK_OPERATOR(==, bool, true, MPSK_COMPONENT)
 #undef MPSK_COMPONENT
-#define MPSK_COMPONENT(i) u.data[i] != v.data[i]
+#define MPSK_COMPONENT(i) u.i != v.i
 MPSK_OPERATOR(!=, bool, true, MPSK_COMPONENT)
 #undef MPSK_COMPONENT
-#define MPSK_COMPONENT(i) u.data[i] < v.data[i]
+#define MPSK_COMPONENT(i) u.i < v.i
 MPSK_OPERATOR(<, bool, true, MPSK_COMPONENT)
 #undef MPSK_COMPONENT
-#define MPSK_COMPONENT(i) u.data[i] <= v.data[i]
+#define MPSK_COMPONENT(i) u.i <= v.i
 MPSK_OPERATOR(<=, bool, true, MPSK_COMPONENT)
 #undef MPSK_COMPONENT
-#define MPSK_COMPONENT(i) u.data[i] > v.data[i]
+#define MPSK_COMPONENT(i) u.i > v.i
 MPSK_OPERATOR(>, bool, true, MPSK_COMPONENT)
 #undef MPSK_COMPONENT
-#define MPSK_COMPONENT(i) u.data[i] >= v.data[i]
+#define MPSK_COMPONENT(i) u.i >= v.i
 MPSK_OPERATOR(>=, bool, true, MPSK_COMPONENT)
 #undef MPSK_COMPONENT
-#define MPSK_COMPONENT(i) (u.data[i] && v.data[i])
+#define MPSK_COMPONENT(i) (u.i && v.i)
 MPSK_OPERATOR(&&, bool, MPSK_INTEGRAL, MPSK_COMPONENT)
 #undef MPSK_COMPONENT
-#define MPSK_COMPONENT(i) (u.data[i] || v.data[i])
+#define MPSK_COMPONENT(i) (u.i || v.i)
 MPSK_OPERATOR(||, bool, MPSK_INTEGRAL, MPSK_COMPONENT)
 #undef MPSK_COMPONENT
 #undef MPSK_OPERATOR
@@ -343,10 +356,10 @@ template <typename T, int n, typename B> struct shift_of<packed_vec<T, n>, B, fa
     C v(b);                                                                                  \
     MPSK_MAP(mpsk_vector::operand<V>::n, T, component)                                       \
   }
-#define MPSK_COMPONENT(i) T(make_unsigned_t<T>(u.data[i]) << (ulong(v.data[i]) & mask))
+#define MPSK_COMPONENT(i) T(make_unsigned_t<T>(u.i) << (ulong(v.i) & mask))
 MPSK_SHIFT(<<, MPSK_COMPONENT)
 #undef MPSK_COMPONENT
-#define MPSK_COMPONENT(i) T(u.data[i] >> (ulong(v.data[i]) & mask))
+#define MPSK_COMPONENT(i) T(u.i >> (ulong(v.i) & mask))
 MPSK_SHIFT(>>, MPSK_COMPONENT)
 #undef MPSK_COMPONENT
 #undef MPSK_SHIFT
@@ -358,44 +371,44 @@ MPSK_SHIFT(>>, MPSK_COMPONENT)
     V u(a);                                                                                          \
     MPSK_MAP(mpsk_vector::operand<V>::n, R, MPSK_COMPONENT)                                          \
   }
-#define MPSK_COMPONENT(i) T(-u.data[i])
+#define MPSK_COMPONENT(i) T(-u.i)
 MPSK_UNARY(-, T, (!is_same_v<T, bool>))
 #undef MPSK_COMPONENT
-#define MPSK_COMPONENT(i) u.data[i]
+#define MPSK_COMPONENT(i) u.i
 MPSK_UNARY(+, T, (!is_same_v<T, bool>))
 #undef MPSK_COMPONENT
-#define MPSK_COMPONENT(i) T(~u.data[i])
+#define MPSK_COMPONENT(i) T(~u.i)
 MPSK_UNARY(~, T, (is_integral_v<T> && !is_same_v<T, bool>))
 #undef MPSK_COMPONENT
-#define MPSK_COMPONENT(i) !u.data[i]
+#define MPSK_COMPONENT(i) !u.i
 MPSK_UNARY(!, bool, is_integral_v<T>)
 #undef MPSK_COMPONENT
 #undef MPSK_UNARY
 
 // The overloads for vectors of a function that exists for scalars: T name(T), T name(T, T), ...; R is the result's
 // type.
-#define MPSK_LIFT1_TO(R, T, name)                                                                    \
-  inline vec<R, 2> name(vec<T, 2> a) { return {name(a.data[0]), name(a.data[1])}; }                  \
-  inline vec<R, 3> name(vec<T, 3> a) { return {name(a.data[0]), name(a.data[1]), name(a.data[2])}; } \
-  inline vec<R, 4> name(vec<T, 4> a) { return {name(a.data[0]), name(a.data[1]), name(a.data[2]), name(a.data[3])}; }
+#define MPSK_LIFT1_TO(R, T, name)                                                  \
+  inline vec<R, 2> name(vec<T, 2> a) { return {name(a.x), name(a.y)}; }            \
+  inline vec<R, 3> name(vec<T, 3> a) { return {name(a.x), name(a.y), name(a.z)}; } \
+  inline vec<R, 4> name(vec<T, 4> a) { return {name(a.x), name(a.y), name(a.z), name(a.w)}; }
 #define MPSK_LIFT2_TO(R, T, name)                                                                        \
-  inline vec<R, 2> name(vec<T, 2> a, vec<T, 2> b) { return {MPSK_CALL2(name, 0), MPSK_CALL2(name, 1)}; } \
+  inline vec<R, 2> name(vec<T, 2> a, vec<T, 2> b) { return {MPSK_CALL2(name, x), MPSK_CALL2(name, y)}; } \
   inline vec<R, 3> name(vec<T, 3> a, vec<T, 3> b) {                                                      \
-    return {MPSK_CALL2(name, 0), MPSK_CALL2(name, 1), MPSK_CALL2(name, 2)};                              \
+    return {MPSK_CALL2(name, x), MPSK_CALL2(name, y), MPSK_CALL2(name, z)};                              \
   }                                                                                                      \
   inline vec<R, 4> name(vec<T, 4> a, vec<T, 4> b) {                                                      \
-    return {MPSK_CALL2(name, 0), MPSK_CALL2(name, 1), MPSK_CALL2(name, 2), MPSK_CALL2(name, 3)};         \
+    return {MPSK_CALL2(name, x), MPSK_CALL2(name, y), MPSK_CALL2(name, z), MPSK_CALL2(name, w)};         \
   }
 #define MPSK_LIFT3_TO(C, T, name)                                                                                     \
-  inline vec<T, 2> name(vec<T, 2> a, vec<T, 2> b, vec<C, 2> c) { return {MPSK_CALL3(name, 0), MPSK_CALL3(name, 1)}; } \
+  inline vec<T, 2> name(vec<T, 2> a, vec<T, 2> b, vec<C, 2> c) { return {MPSK_CALL3(name, x), MPSK_CALL3(name, y)}; } \
   inline vec<T, 3> name(vec<T, 3> a, vec<T, 3> b, vec<C, 3> c) {                                                      \
-    return {MPSK_CALL3(name, 0), MPSK_CALL3(name, 1), MPSK_CALL3(name, 2)};                                           \
+    return {MPSK_CALL3(name, x), MPSK_CALL3(name, y), MPSK_CALL3(name, z)};                                           \
   }                                                                                                                   \
   inline vec<T, 4> name(vec<T, 4> a, vec<T, 4> b, vec<C, 4> c) {                                                      \
-    return {MPSK_CALL3(name, 0), MPSK_CALL3(name, 1), MPSK_CALL3(name, 2), MPSK_CALL3(name, 3)};                      \
+    return {MPSK_CALL3(name, x), MPSK_CALL3(name, y), MPSK_CALL3(name, z), MPSK_CALL3(name, w)};                      \
   }
-#define MPSK_CALL2(name, i) name(a.data[i], b.data[i])
-#define MPSK_CALL3(name, i) name(a.data[i], b.data[i], c.data[i])
+#define MPSK_CALL2(name, i) name(a.i, b.i)
+#define MPSK_CALL3(name, i) name(a.i, b.i, c.i)
 #define MPSK_LIFT1(T, name) MPSK_LIFT1_TO(T, T, name)
 #define MPSK_LIFT2(T, name) MPSK_LIFT2_TO(T, T, name)
 #define MPSK_LIFT3(T, name) MPSK_LIFT3_TO(T, T, name)
