@@ -34,4 +34,20 @@ std::byte* StackArena::top(size_t i) const { return reinterpret_cast<std::byte*>
 
 size_t StackArena::bytes() const { return MPSK_STACK_BYTES - page_ - MPSK_STACK_COLOURS * MPSK_STACK_COLOUR_BYTES; }
 
+double time_switches(size_t count) {
+  struct Pair {
+    Fiber home, away;
+  };
+  thread_local Pair* pair;
+  const StackArena stack(1);
+  Pair fibers{{}, Fiber(stack.top(0), stack.bytes(), [](Fiber::Transfer from) {
+                Fiber::arrived(from);
+                for (;;) pair->away.switch_to(pair->home);
+              })};
+  pair = &fibers;
+  const auto start = std::chrono::steady_clock::now();
+  for (size_t i = 0; i < count; i += 2) fibers.home.switch_to(fibers.away);
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
 }  // namespace mpsk::device

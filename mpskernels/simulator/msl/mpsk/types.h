@@ -87,22 +87,16 @@ struct bfloat {
   template <typename T, enable_if_t<!is_integral_v<T> && __is_convertible(T, float), int> = 0>
   explicit constexpr bfloat(T value) : bits(round(float(value))) {}
 
-  template <typename T, enable_if_t<is_same_v<T, float>, int> = 0> constexpr operator T() const& { return wide(); }
-  template <typename T, enable_if_t<is_same_v<T, float>, int> = 0> constexpr operator T() const&& { return wide(); }
-  template <typename T, enable_if_t<is_same_v<T, half>, int> = 0> explicit constexpr operator T() const& {
-    return T(wide());
+  // Integers only when asked, which Metal does not demand: an implicit one would make `c ? x : 0` and `y *= x`
+  // ambiguous.
+  template <typename T, enable_if_t<is_same_v<T, float>, int> = 0> constexpr operator T() const {
+    return __builtin_bit_cast(float, uint(bits) << 16);
   }
-  template <typename T, enable_if_t<is_same_v<T, half>, int> = 0> explicit constexpr operator T() const&& {
-    return T(wide());
-  }
-  // An object becomes an integer by itself, a temporary does not: in `c ? x : 0`, which compares temporaries, the 0 is
-  // to become a bfloat.
-  template <typename T, enable_if_t<is_integral_v<T>, int> = 0> constexpr operator T() const& { return T(wide()); }
-  template <typename T, enable_if_t<is_integral_v<T>, int> = 0> explicit constexpr operator T() const&& {
-    return T(wide());
+  template <typename T, enable_if_t<is_same_v<T, half> || is_integral_v<T>, int> = 0> explicit constexpr operator T()
+      const {
+    return T(float(*this));
   }
 
-  constexpr float wide() const { return __builtin_bit_cast(float, uint(bits) << 16); }
   // Nearest, ties to even. NaNs stay NaNs; told apart by their bits, because fast math assumes there are none.
   static constexpr ushort round(float value) {
     uint u = __builtin_bit_cast(uint, value);
