@@ -9,7 +9,7 @@ namespace mpsk::device {
 namespace {
 
 // A worker's OS thread never changes while kernel code runs on it, whichever fiber that is.
-thread_local Worker* current_worker = nullptr;
+[[gnu::tls_model("initial-exec")]] thread_local Worker* current_worker = nullptr;
 
 std::string position(const mpsk_size& p) {
   return "(" + std::to_string(p.x) + ", " + std::to_string(p.y) + ", " + std::to_string(p.z) + ")";
