@@ -53,5 +53,5 @@ $(STAMP): requirements.txt
 	@touch $@
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache bench/.results
+	rm -rf build dist mpskernels/metal *.egg-info .pytest_cache .ruff_cache bench/.results
 	find mpskernels -name '*.so' -delete -o -name '*.metallib' -delete -o -name build.json -delete

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import runpy
 import shutil
 import subprocess
@@ -45,6 +46,22 @@ def program(name: str, remedy: str) -> str:
     if path is None:
         sys.exit(f"mpskernels needs {name}, which is not installed; try: {remedy}")
     return path
+
+
+def flatten(source: Path, seen: set[Path]) -> str:
+    """A .metal file with our own headers in the place of their includes, each once: a text that compiles by itself, and
+    whose errors still name the file and line they come from. Own includes may thus depend on no #if."""
+    seen.add(source)
+    name, lines = source.relative_to(HERE), source.read_text().splitlines()
+    text = [f'#line 1 "{name}"']
+    for number, line in enumerate(lines, 1):
+        if include := re.match(r'#include "(.+)"', line):
+            header = HERE / "metal" / include[1]
+            text += [] if header in seen else [flatten(header, seen)]
+            text.append(f'#line {number + 1} "{name}"')
+        else:
+            text.append("" if line == "#pragma once" else line)
+    return "\n".join(text)
 
 
 class Build:
@@ -142,16 +159,31 @@ class Build:
         self.module("simulator/_simulator", [*bindings, personality], device)
         self.module("_C", [*glue, personality], device)
 
-    def metallib(self) -> str:
-        """One object per .metal file, then a link; says how it was done."""
+    def sources(self) -> None:
+        """The kernels' sources, which travel always: where a metallib cannot be built, they are what is compiled."""
+        folder = self.root / "metal"
+        folder.mkdir(parents=True, exist_ok=True)
+        texts = {path.name: flatten(path, set()) for path in (HERE / "metal").glob("*.metal")}
+        for stray in set(folder.iterdir()) - {folder / name for name in texts}:
+            stray.unlink(missing_ok=True)
+        for name, text in texts.items():
+            (folder / name).write_text(text + "\n")
+        self.outputs += [folder / name for name in sorted(texts)]
+
+    def metallib(self) -> str | None:
+        """One object per .metal file, then a link; says how it was done, or None where there is no compiler."""
         if MACOS:
             xcrun = program("xcrun", "xcode-select --install")
-            if subprocess.run([xcrun, "-sdk", "macosx", "--find", "metal"], capture_output=True).returncode:
-                sys.exit(
-                    "mpskernels needs Apple's Metal compiler, which Xcode has and its command-line tools lack; "
-                    "install Xcode, then: sudo xcode-select -s /Applications/Xcode.app && "
-                    "xcodebuild -downloadComponent MetalToolchain"
+            # It is run, not looked for: Xcode 26 has a stand-in that only says what to download.
+            if subprocess.run([xcrun, "-sdk", "macosx", "metal", "--version"], capture_output=True).returncode:
+                print(
+                    "mpskernels: no Metal compiler here: Xcode has it, its command-line tools do not. So macOS will "
+                    "compile each kernel file at its first use in a process. To compile them now: install Xcode, then "
+                    "sudo xcode-select -s /Applications/Xcode.app && xcodebuild -downloadComponent MetalToolchain, "
+                    "and build again.",
+                    file=sys.stderr,
                 )
+                return None
             compiler, linker = f"{xcrun} -sdk macosx metal -mmacosx-version-min=14.0", f"{xcrun} -sdk macosx metallib"
             arguments, implicit = f"-std={METAL_STD} -O2 -MMD -MF $depfile", []
         else:
@@ -172,6 +204,7 @@ class Build:
 
     def run(self) -> None:
         self.native()
+        self.sources()
         record = {"torch": torch_minor(), "metallib": self.metallib()}
         self.scratch.mkdir(parents=True, exist_ok=True)
         self.root.mkdir(parents=True, exist_ok=True)

@@ -29,10 +29,11 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   def("check_matmul", mpsk::check_matmul);
   def("check_rms_norm", mpsk::check_rms_norm);
 
-  def("set_metallib", mpsk::set_metallib);
-  def("metallib_path", mpsk::metallib_path);
+  // Whoever waits for the library's lock lets go of Python's: its holder may be compiling for long, or need Python.
+  def_no_gil("set_metallib", mpsk::set_metallib);
+  def_no_gil("metallib_path", mpsk::metallib_path);
   def_no_gil("function_names", mpsk::function_names);
-  def("pipelines", mpsk::pipeline_labels);
+  def_no_gil("pipelines", mpsk::pipeline_labels);
   def("launches", mpsk::launches);
   def("reset_launches", mpsk::reset_launches);
   def_no_gil("device_name", [] { return mpsk::device().name; });

@@ -32,7 +32,7 @@ def _load() -> None:
         from mpskernels import simulator  # noqa: F401  (Metal and torch's mps device, which the glue needs)
     from mpskernels import _C
 
-    _C.set_metallib(str(_HERE / "mpskernels.metallib"))
+    _C.set_metallib(str(_HERE / ("mpskernels.metallib" if built["metallib"] else "metal")))
 
 
 _load()

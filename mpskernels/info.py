@@ -18,7 +18,7 @@ class Info:
     gpu_family: int  # Apple GPU family: 7 is M1, 8 M2, 9 M3 and M4, 10 M5
     simulated: bool  # a software Metal device, whose wall times are not GPU times
     torch: str
-    metallib: str  # its path
+    metallib: str  # its path; a folder of sources where the build had no Metal compiler
     metallib_built_by: str
     functions: int  # kernels in the metallib
     pipelines: list[str]  # created so far, as name?constant=value
@@ -43,15 +43,17 @@ class Info:
 
 
 def info() -> Info:
-    """The state of this process. Opens the metallib where no op has done so, and raises where it cannot be opened."""
+    """The state of this process. Opens the metallib where no op has done so, and raises where it cannot be opened; of a
+    folder of sources, compiles all."""
+    path = _C.metallib_path()
     built = json.loads((Path(__file__).parent / "build.json").read_text())
     return Info(
         device=_C.device_name(),
         gpu_family=_C.gpu_family(),
         simulated=sys.platform != "darwin",
         torch=torch.__version__,
-        metallib=_C.metallib_path(),
-        metallib_built_by=built["metallib"],
+        metallib=path,
+        metallib_built_by="Metal itself, from source at first use" if Path(path).is_dir() else built["metallib"],
         functions=len(_C.function_names()),
         pipelines=_C.pipelines(),
         launches=_C.launches(),

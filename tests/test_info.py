@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
@@ -14,7 +15,7 @@ def test_info_describes_the_installation():
     assert info.device.startswith("Apple M")
     assert 7 <= info.gpu_family <= 10
     assert info.simulated == (sys.platform != "darwin")
-    assert info.metallib.endswith("mpskernels.metallib")
+    assert Path(info.metallib).name in {"mpskernels.metallib", "metal"}  # metal: built without a Metal compiler
     assert info.functions == len(_C.function_names()) > 0
 
 

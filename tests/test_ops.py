@@ -1,7 +1,5 @@
 """What holds for every op alike."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from cases import SAMPLES, direct, dtypes, ops, sample, typed, without_stock_ops
@@ -85,33 +83,3 @@ def test_op_rejects_what_is_no_tensor(op):
     for function in (direct(op), typed(op)):
         with pytest.raises((RuntimeError, TypeError), match="but instead found type 'str'"):
             function("not a tensor", *args[1:], **kwargs)
-
-
-@pytest.fixture
-def metallib():
-    """The path of the metallib, which is set again afterwards."""
-    path = _C.metallib_path()
-    yield path
-    _C.set_metallib(path)
-
-
-@pytest.mark.parametrize("fault", ["missing", "empty", "truncated", "text", "folder"])
-def test_unusable_metallib_is_an_error_and_no_more(metallib, tmp_path, fault):
-    args, kwargs = sample("rms_norm")
-    expected = typed("rms_norm")(*args, **kwargs).cpu()
-    path = tmp_path / "kernels.metallib"
-    content = Path(metallib).read_bytes()
-    contents = {"empty": b"", "truncated": content[: len(content) // 2], "text": b"no metallib\n" * 999}
-    if fault == "folder":
-        path.mkdir()
-    elif fault in contents:
-        path.write_bytes(contents[fault])
-    _C.set_metallib(str(path))
-    for call in (lambda: typed("rms_norm")(*args, **kwargs), _C.function_names):
-        with pytest.raises(RuntimeError, match="mpsk: cannot open the metallib ") as info:
-            call()
-        assert str(path) in str(info.value)
-        assert len(str(info.value)) > len(f"mpsk: cannot open the metallib {path}: ")
-    assert _C.pipelines() == []
-    _C.set_metallib(metallib)
-    assert torch.equal(typed("rms_norm")(*args, **kwargs).cpu(), expected)

@@ -49,6 +49,19 @@ def test_other_torch_series_is_refused(unbuilt):
     assert message.startswith("ImportError: mpskernels was built against torch 2.1 and found torch 2.")
 
 
+def test_package_without_a_metallib_compiles_its_sources(tmp_path):
+    package = shutil.copytree(ROOT / "mpskernels", tmp_path / "mpskernels", ignore=shutil.ignore_patterns("*.metallib"))
+    built = json.loads((package / "build.json").read_text())
+    (package / "build.json").write_text(json.dumps({**built, "metallib": None}))
+    code = (
+        "import torch, mpskernels; from mpskernels import _C; x = torch.ones(2, 64, device='mps');"
+        "print(mpskernels.rms_norm(x, None, 0.0).sum().item(), _C.metallib_path()); print(mpskernels.info())"
+    )
+    result = python_in(tmp_path, code)
+    assert result.stdout.startswith(f"128.0 {package / 'metal'}\n"), result.stderr
+    assert "functions, built by Metal itself, from source at first use" in result.stdout
+
+
 def test_import_leaves_transformers_alone():
     code = "import sys, mpskernels; print('transformers' in sys.modules)"
     assert python_in(ROOT, code).stdout.strip() == "False"

@@ -1,7 +1,10 @@
 #include <c10/util/Exception.h>
 #include <c10/util/StringUtil.h>
 
+#include <algorithm>
+#include <filesystem>
 #include <mutex>
+#include <string_view>
 #include <utility>
 
 #include "runtime/metal.h"
@@ -11,10 +14,17 @@
 namespace mpsk {
 namespace {
 
+// A metallib, or a .metal file, compiled when a kernel of it is first asked for.
+struct Library {
+  std::string path;
+  Retained<NSString*> source = {};  // of a .metal file
+  Retained<id<MTLLibrary>> opened = {};
+};
+
 struct State {
   std::mutex mutex;
   std::string path;
-  Retained<id<MTLLibrary>> library;
+  std::vector<Library> libraries;
   std::map<std::string, std::shared_ptr<const Pipeline>> pipelines;
 };
 
@@ -27,17 +37,61 @@ std::string message(NSError* error) {
   return error == nil ? "no reason given" : [[error localizedDescription] UTF8String];
 }
 
-// The caller holds the mutex and an autorelease pool.
-id<MTLLibrary> library(State& s) {
-  if (!s.library) {
-    TORCH_CHECK(!s.path.empty(), "mpsk: no metallib has been set; import mpskernels sets it");
-    NSError* error = nil;
-    NSURL* url = [NSURL fileURLWithPath:[NSString stringWithUTF8String:s.path.c_str()]];
-    Retained<id<MTLLibrary>> opened([metal_device() newLibraryWithURL:url error:&error]);
-    TORCH_CHECK(opened, "mpsk: cannot open the metallib ", s.path, ": ", message(error));
-    s.library = std::move(opened);
+NSString* ns_string(const std::string& text) { return [NSString stringWithUTF8String:text.c_str()]; }
+
+// In what follows the caller holds the mutex and an autorelease pool.
+
+std::vector<Library>& libraries(State& s) {
+  if (!s.libraries.empty()) return s.libraries;
+  TORCH_CHECK(!s.path.empty(), "mpsk: no metallib has been set; import mpskernels sets it");
+  std::vector<Library> found;
+  if (!std::filesystem::is_directory(s.path)) {
+    found.push_back({.path = s.path});
+  } else {
+    for (const auto& entry : std::filesystem::directory_iterator(s.path)) {
+      if (entry.path().extension() != ".metal") continue;
+      NSError* error = nil;
+      NSString* path = ns_string(entry.path());
+      NSString* text = [NSString stringWithContentsOfFile:path encoding:NSUTF8StringEncoding error:&error];
+      TORCH_CHECK(text != nil, "mpsk: cannot read ", entry.path().native(), ": ", message(error));
+      found.push_back({.path = entry.path(), .source = Retained<NSString*>([text retain])});
+    }
+    TORCH_CHECK(!found.empty(), "mpsk: cannot open the metallib ", s.path, ": a folder without .metal files");
+    std::ranges::sort(found, {}, &Library::path);
   }
-  return s.library.get();
+  return s.libraries = std::move(found);
+}
+
+id<MTLLibrary> open(Library& library) {
+  if (library.opened) return library.opened.get();
+  NSError* error = nil;
+  if (!library.source) {
+    NSURL* url = [NSURL fileURLWithPath:ns_string(library.path)];
+    library.opened = Retained<id<MTLLibrary>>([metal_device() newLibraryWithURL:url error:&error]);
+    TORCH_CHECK(library.opened, "mpsk: cannot open the metallib ", library.path, ": ", message(error));
+  } else {
+    // As the metallib is compiled: its language, and fast math, which is not the default of every version.
+    Retained<MTLCompileOptions*> options([[MTLCompileOptions alloc] init]);
+    [options.get() setLanguageVersion:MTLLanguageVersion3_1];
+    [options.get() setFastMathEnabled:YES];
+    library.opened = Retained<id<MTLLibrary>>([metal_device() newLibraryWithSource:library.source.get()
+                                                                           options:options.get()
+                                                                             error:&error]);
+    TORCH_CHECK(library.opened, "mpsk: cannot compile ", library.path, ": ", message(error));
+  }
+  return library.opened.get();
+}
+
+// Whether to look for a kernel here. A source tells before it is compiled: host_name("x" ...) begins a name with x.
+bool may_hold(const Library& library, std::string_view name) {
+  if (!library.source) return true;
+  constexpr std::string_view mark = "host_name(\"";
+  const std::string_view source = [library.source.get() UTF8String];
+  for (size_t at = source.find(mark); at != source.npos; at = source.find(mark, at)) {
+    at += mark.size();
+    if (name.starts_with(source.substr(at, source.find('"', at) - at))) return true;
+  }
+  return false;
 }
 
 std::shared_ptr<const Pipeline> create(State& s, const std::string& name, const std::string& label,
@@ -47,12 +101,16 @@ std::shared_ptr<const Pipeline> create(State& s, const std::string& name, const 
     [values.get() setConstantValue:&constant.value type:MTLDataTypeBool atIndex:constant.index];
   }
   NSError* error = nil;
-  Retained<id<MTLFunction>> function([library(s) newFunctionWithName:[NSString stringWithUTF8String:name.c_str()]
-                                                      constantValues:values.get()
-                                                               error:&error]);
+  Retained<id<MTLFunction>> function;
+  for (Library& library : libraries(s)) {
+    if (function || !may_hold(library, name)) continue;
+    function = Retained<id<MTLFunction>>([open(library) newFunctionWithName:ns_string(name)
+                                                             constantValues:values.get()
+                                                                      error:&error]);
+  }
   TORCH_CHECK(function, "mpsk: no kernel ", label, " in ", s.path, ": ", message(error));
   Retained<MTLComputePipelineDescriptor*> descriptor([[MTLComputePipelineDescriptor alloc] init]);
-  [descriptor.get() setLabel:[NSString stringWithUTF8String:label.c_str()]];
+  [descriptor.get() setLabel:ns_string(label)];
   [descriptor.get() setComputeFunction:function.get()];
   Retained<id<MTLComputePipelineState>> pso([metal_device() newComputePipelineStateWithDescriptor:descriptor.get()
                                                                                           options:MTLPipelineOptionNone
@@ -68,7 +126,7 @@ void set_metallib(const std::string& path) {
   State& s = state();
   std::lock_guard lock(s.mutex);
   s.path = path;
-  s.library = {};
+  s.libraries.clear();
   s.pipelines.clear();
 }
 
@@ -83,7 +141,9 @@ std::vector<std::string> function_names() {
   std::lock_guard lock(s.mutex);
   @autoreleasepool {
     std::vector<std::string> names;
-    for (NSString* name in [library(s) functionNames]) names.emplace_back([name UTF8String]);
+    for (Library& library : libraries(s)) {
+      for (NSString* name in [open(library) functionNames]) names.emplace_back([name UTF8String]);
+    }
     return names;
   }
 }

@@ -43,10 +43,11 @@ struct Device {
 };
 const Device& device();
 
-// Where the metallib is. It is opened at first use; setting a path drops what came from the one before.
+// Where the kernels are: a metallib, or a folder of .metal files without includes of their own, each compiled when one
+// of its kernels is first used. Nothing is opened before; setting a path drops what came from the one before.
 void set_metallib(const std::string& path);
 std::string metallib_path();
-std::vector<std::string> function_names();
+std::vector<std::string> function_names();  // compiles every file of a folder
 
 // A yes/no that specialises a kernel: [[function_constant(index)]].
 struct Constant {

@@ -337,3 +337,27 @@ def test_refuses_a_metallib(name, metallib, tmp_path):
         simulator.load_metallib(path)
     assert "broken.metallib" in str(refusal.value)
     assert "k" in dir(simulator.load_metallib(metallib))
+
+
+def test_a_recompiled_metallib_replaces_the_one_before(tmp_path):
+    path = tmp_path / "a.metallib"
+    libraries = []
+    for value in (1, 2, 3):
+        compiler.compile(f"{PREFIX}kernel void k(device float* out) {{ out[0] = {value}; }}", path)
+        libraries.append(simulator.load_metallib(path))
+    for value, library in zip((1, 2, 3), libraries, strict=True):
+        out = torch.zeros(1, device="mps")
+        library.k(out)
+        assert out.item() == value
+
+
+@pytest.mark.parametrize("math_mode", ["fast", "relaxed", "safe"])
+def test_functions_honour_infinities_in_every_math_mode(math_mode, tmp_path):
+    source = f"""{PREFIX}kernel void k(device float* out, device const float* x) {{
+      out[0] = precise::rsqrt(x[0]); out[1] = rsqrt(x[0]); out[2] = precise::exp(-x[0]); out[3] = precise::tanh(x[0]);
+      out[4] = isinf(x[0]); out[5] = max(x[0], 1.0f);
+    }}"""
+    library = simulator.load_metallib(compiler.compile(source, tmp_path / "a.metallib", math_mode=math_mode))
+    out = torch.full((6,), -1.0, device="mps")
+    library.k(out, torch.tensor([float("inf")], device="mps"), threads=1)
+    assert out.tolist() == [0, 0, 0, 1, 1, float("inf")]

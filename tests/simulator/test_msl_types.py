@@ -26,6 +26,8 @@ CASES = {
     "shift_counts_are_masked": ("", "(n[1] << (n[1] * 33)) * 100 + (n[8] >> (n[1] * 34))", 202),
     "unsigned_wraps": ("", "uint(n[0]) - 1u == 4294967295u", 1),
     "char_is_signed": ("char c = char(200 + n[0]);", "c", -56),
+    "literals_are_float": ("", "is_same_v<decltype(0.1), float> + is_same_v<decltype(1e3 + 0x1p-2), float>", 2),
+    "literals_in_templates_are_float": ("", "sizeof(sum_with_literal(f[1]))", 4),
     # half
     "half_rounds_each_operation": ("half a = half(f[1]), b = half(0x1p-11f * f[1]);", "(a + b) + b == a", 1),
     "half_of_float_ties_to_even": ("", "float(half(2049.0f * f[1])) * 10000 + float(half(2051.0f * f[1]))", 20482052),
@@ -43,6 +45,12 @@ CASES = {
     "bfloat_from_int": ("bfloat a = n[7]; a += 2; a *= a; ++a; a--;", "a", 81),
     "bfloat_to_float": ("bfloat a = 1.5bf; float b = a;", "b", 1.5),
     "bfloat_compares": ("bfloat a = bfloat(f[2]), b = 3;", "(a < b) + (a <= 2) + (a == 2.0f) + (a != b) + (b > a)", 5),
+    "bfloat_times_float_assigned": ("bfloat a = bfloat(f[3]); float x = 2; x *= a; x += a;", "x", 9),
+    "bfloat_function_is_float": (
+        "bfloat a = bfloat(f[4]);",
+        "is_same_v<decltype(sqrt(a)), float> + sqrt(a) + max(a, 9)",
+        12,
+    ),
     "bfloat_negates": ("bfloat a = bfloat(f[2]);", "-a - +a", -4),
     "bfloat_is_true": ("bfloat a = bfloat(f[2]); float r = 0; if (a) r = 1; if (!a) r = 2;", "r", 1),
     "bfloat_and_half_by_float": ("half h = half(bfloat(f[3])); bfloat b = bfloat(h);", "float(h) + b", 6),
@@ -66,6 +74,7 @@ CASES = {
     "scalar_and_vector": ("float4 v(1, float3(2, f[3], 4));", "dot(v, float4(1, 10, 100, 1000))", 4321),
     "packed_piece": ("packed_float3 p = float3(1, 2, f[3]); float4 v(p, 4);", "dot(v, float4(1, 10, 100, 1000))", 4321),
     "braces": ("float3 v = {1, 2, 3}; uint2 u{n[4] + 0u, 5};", "dot(v, float3(1, 10, 100)) + u.x + u.y", 330),
+    "fewer_in_braces": ("uint4 v = {1, 2u + n[0], 3}; float2 w{f[7]};", "v.z + v.w * 10 + w.x + w.y", 10),
     "empty_braces": ("float3 v = {}; v += float3(0, 0, 0);", "v.x + v.y + v.z", 0),
     "converted": ("float4 v(int4(1, 2, 3, n[4]));", "dot(v, float4(1, 10, 100, 1000))", 4321),
     "static_cast": ("int2 v = static_cast<int2>(float2(1.9f, -1.9f) * f[1]);", "v.x * 10 + v.y", 9),
@@ -85,6 +94,8 @@ CASES = {
     "write_scalar_to_selection": ("float4 v = 0; v.yz = f[7];", "dot(v, float4(1, 10, 100, 1000))", 770),
     "swap": ("float2 v(1, 2); v.xy = v.yx;", "v.x * 10 + v.y", 21),
     "compound_selection": ("float4 v(1, 2, 3, 4); v.xz *= float2(10, 100);", "v.x + v.z", 310),
+    "compound_in_template": ("", "stepped(float2(1, 2), f[3]) + stepped(int2(1), n[2])", 17),
+    "function_as_parameter": ("", "applied<twice>(f[4])", 8),
     "increments": ("int2 v(1, 2); v.x++; ++v.y; v++; --v;", "v.x * 10 + v.y", 23),
     "index": ("float4 v(1, 2, 3, 4); v[n[2]] = 9;", "v[n[1]] * 10 + v[2]", 29),
     "device_selection": ("memory->xy = memory[1].zw; memory->w = 5;", "dot(*memory, float4(1, 10, 0, 1000))", 5087),
@@ -218,6 +229,12 @@ CASES = {
 SOURCE = """
 #include <metal_stdlib>
 using namespace metal;
+template <typename T> auto sum_with_literal(T x) { return x + 0.1; }
+template <typename T> void twice(thread T& x) { x = x * 2; }
+template <void (*f)(thread float&)> float applied(float x) { f(x); return x; }
+struct complex { float re, im; };
+thread complex& operator+=(thread complex& a, complex b) { a.re += b.re; return a; }
+template <typename V, typename T> float stepped(V v, T x) { v.x += x; v.y *= x; v.x++; return v.x + v.y; }
 kernel void cases(device float* out, device const float* f, device const int* n, device float4* memory) {
   threadgroup float4 shared[2];
   %s
@@ -266,7 +283,7 @@ REFUSED = {
     "repeated_on_the_left": ("float4 v; v.xx = float2(1);", "no setter"),
     "selection_of_wrong_length": ("float4 v; v.xy = float3(1);", "no viable conversion"),
     "pointer_to_selection": ("float4 v; thread float2* p = &v.xy;", "address of"),
-    "pointer_to_component": ("float4 v; thread float* p = &v.x;", "address of"),
+    "narrowing_in_braces": ("float2 v = {n[0], n[1]};", "narrowed"),
     "write_to_temporary_selection": ("float4 v; v.xyz.x = 1;", ""),
     "vector_as_condition": ("float2 v; if (v == v) return;", "bool"),
     "float_vector_bits": ("float2 v = float2(1) & float2(1);", "invalid operands"),
@@ -297,4 +314,9 @@ def test_type_refuses(tmp_path, name):
     with pytest.raises(CompileError) as error:
         compile(SOURCE % statements, tmp_path / "out.metallib", name="kernel.metal")
     assert message in str(error.value)
-    assert "kernel.metal:6" in str(error.value)
+    assert "kernel.metal:12" in str(error.value)
+
+
+def test_braces_refuse_too_many_values(tmp_path):
+    with pytest.raises(CompileError, match="too many values"):
+        compile(SOURCE % "float2 v = {f[0], f[1], f[2]}; out[0] = v.x;", tmp_path / "out.metallib")

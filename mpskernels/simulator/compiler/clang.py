@@ -59,7 +59,10 @@ _CODE = [
     # A division that would trap on the host becomes a fault with its source position.
     "-fsanitize=integer-divide-by-zero",
 ]
-_WARNINGS = ["-Wno-c++17-extensions", "-Wno-unused", "-Wno-unknown-attributes", "-Wno-pass-failed", "-Wno-psabi"]
+_WARNINGS = [
+    *("-Wno-c++17-extensions", "-Wno-unused", "-Wno-unknown-attributes", "-Wno-pass-failed", "-Wno-psabi"),
+    *("-Wno-duplicate-decl-specifier", "-Wno-nan-infinity-disabled"),
+]
 
 
 @functools.cache
@@ -174,7 +177,7 @@ def link(objects: list[Path], output: Path, *, std: str = "metal3.1", math_mode:
         command = [_tool("clang++"), "-x", "c++", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-I", str(SIMULATOR)]
         command += [f"-DMPSK_MSL_VERSION={STDS[std]}", f'-DMPSK_MATH_MODE="{math_mode}"', f'-DMPSK_TARGET="{target()}"']
         _run([*command, "-c", str(Path(__file__).parent / "metallib.cpp"), "-o", str(header)])
-        linker = ["-shared", "-fuse-ld=lld", "-nostartfiles", "-nostdlib", "-Wl,-z,nodelete"]
+        linker = ["-shared", "-fuse-ld=lld", "-nostartfiles", "-nostdlib"]
         _run([_tool("clang++"), *linker, str(header), *map(str, objects), "-o", str(shared), "-lm", "-lgcc"])
         code = shared.read_bytes()
         trailer = _TRAILER.pack(b"MPSKEND\0", ABI_VERSION, zlib.crc32(code), len(code))

@@ -100,14 +100,27 @@ class Parameter:
 
 
 @dataclass
+class Instance:
+    """What a host name stands for."""
+
+    host_name: str
+    expression: str  # of C++, for the function
+    token: Token
+    parameters: str = ""  # as the instantiation lists them
+
+
+@dataclass
 class Kernel:
     name: str  # qualified with namespaces
     parameters: list[Parameter]
     token: Token
     body: tuple[int, int]  # token indices of { and }
-    is_template: bool
+    template_arguments: tuple[int, int] | None  # of a template: the least and the most that it takes
     max_threads: str = ""  # a constant, or a template of one
-    host_names: list[tuple[str, str, Token]] = field(default_factory=list)  # name, C++ expression, where
+    instances: list[Instance] = field(default_factory=list)
+
+    def accepts(self, count: int) -> bool:
+        return self.template_arguments[0] <= count <= self.template_arguments[1]
 
 
 @dataclass
@@ -126,14 +139,19 @@ class Rewriter:
         self.tokens = tokenize(text)
         self.match = self._match_brackets()
         self.edits: list[tuple[int, int, str]] = []
-        self.kernels: dict[str, Kernel] = {}
+        self.kernels: dict[str, list[Kernel]] = {}  # those of one name
+        self.kernel_bodies: list[tuple[int, int]] = []  # indices of their { and }
         self.constants: dict[str, Constant] = {}
         self.derived: dict[str, set[str]] = {}  # derived constant -> names in its initialiser
+        self.scalar_constants: set[str] = set()  # program-scope constants that are no objects in memory
         self.instantiations: set[int] = set()  # indices of tokens in explicit instantiations
         self.struct_names: dict[int, str] = {}  # by the index of the `{` of its members
         self.uses: dict[str, set[str]] = {}  # program-scope name -> identifiers in its definition
         self.type_names = set(_BUILTIN_TYPES) | self._declared_types()
         self.template_parameters = self._template_parameters()
+        self.template_values = self._template_values()
+        self.takes_constants = self._takes_constants()
+        self.has_conversions = bool(re.search(r"\boperator\s+(?!new|delete)\w+\s*\(", text))
 
     # --- helpers ---------------------------------------------------------------------------------------------------
 
@@ -166,7 +184,7 @@ class Rewriter:
             if self.tokens[i].text == "[[":
                 i = self.match[i] + 1
                 continue
-            if literal := self._literal(self.tokens[i]):
+            if literal := self._literal(i):
                 parts.append(literal)
             else:
                 parts.append(self.tokens[i].text)
@@ -179,6 +197,10 @@ class Rewriter:
         lines = self.text[start:stop].count("\n") - replacement.count("\n")
         self.edits.append((start, stop, replacement + "\n" * max(lines, 0)))
 
+    def _insert(self, i: int, text: str) -> None:
+        """Puts text before the token at `i`."""
+        self.edits.append((self.tokens[i].start, self.tokens[i].start, text))
+
     def _skip_template_arguments(self, i: int, end: int) -> int:
         """`i` is at `<`: the index after its `>`."""
         depth = 0
@@ -187,7 +209,7 @@ class Rewriter:
             if text in ("(", "[", "{", "[["):
                 i = self.match[i]
             elif text == "<":
-                depth += 1
+                depth += depth == 0 or self._opens_arguments(i)
             elif text == ">":
                 depth -= 1
                 if depth == 0:
@@ -196,6 +218,11 @@ class Rewriter:
                 break
             i += 1
         raise self.error(self.tokens[min(i, end - 1)], "template argument list is never closed")
+
+    def _opens_arguments(self, i: int) -> bool:
+        """Whether the `<` at `i` may open template arguments: it compares after a number, a bracket or a template's value."""
+        before = self.tokens[i - 1]
+        return before.kind == "name" and before.text not in self.template_values
 
     def _attributes(self, begin: int, end: int) -> list[Attribute]:
         """All attributes among the tokens [begin, end)."""
@@ -247,6 +274,16 @@ class Rewriter:
                     names.add(self.tokens[i + 1].text)
         return names
 
+    def _template_values(self) -> set[str]:
+        """Names of template parameters that are values, such as N of `template <typename T, int N = 4>`."""
+        names: set[str] = set()
+        for i, token in enumerate(self.tokens[:-2]):
+            follows = self.tokens[i + 2].text in (",", ">", "=")
+            if token.text in self.type_names | self.template_parameters and self.tokens[i + 1].kind == "name" and follows:
+                if self.tokens[i - 1].text in ("<", ","):
+                    names.add(self.tokens[i + 1].text)
+        return names - self.type_names
+
     # --- program scope ----------------------------------------------------------------------------------------------
 
     def _statements(self, begin: int, end: int) -> Iterator[tuple[int, int, int | None]]:
@@ -264,8 +301,8 @@ class Rewriter:
                     opened, i = i, self.match[i] + 1
                     head = {t.text for t in self.tokens[start:opened]}
                     initialiser = previous in ("=", ",") or (
-                        "=" in head and not head & {"struct", "union", "class", "enum", "operator", "namespace"}
-                        and "(" not in head
+                        head & {"=", "constant"}
+                        and not head & {"(", "struct", "union", "class", "enum", "operator", "namespace"}
                     )
                     if initialiser:
                         continue
@@ -314,16 +351,13 @@ class Rewriter:
                     self._instantiation(start, stop, attributes, namespace)
                 elif is_kernel:
                     self._kernel(start, stop, body, attributes, namespace)
-            elif "constant" in words and "(" not in words[: words.index("=") if "=" in words else None] and body is None:
-                if self.tokens[start].text == "template":
-                    self._constant_template(start, stop)
-                else:
-                    self._constant(start, stop, attributes, words)
+            elif body is None and self._declares_constant(start, stop):
+                self._constant(start, stop, attributes)
             elif words[0] not in ADDRESS_SPACES and body is None and self._is_variable(words):
                 raise self.error(self.tokens[start], "a program-scope variable must be in the constant address space")
             elif words[0] in ("device", "threadgroup", "thread") and body is None and "(" not in words:
                 raise self.error(self.tokens[start], "a program-scope variable must be in the constant address space")
-            for name in self._defined_names(head, body is not None):
+            for name in self._defined_names(head):
                 self.uses.setdefault(name, set()).update(identifiers)
 
     @staticmethod
@@ -336,101 +370,121 @@ class Rewriter:
         return "(" not in words[:cut] and len(words) >= 3
 
     @staticmethod
-    def _defined_names(head: list[Token], has_body: bool) -> list[str]:
-        """Names that a declaration introduces, roughly: those before its first parenthesis, brace, `=` or `;`."""
+    def _defined_names(head: list[Token]) -> list[str]:
+        """Names that a declaration introduces: of a type all names in its head, of anything else the last; `operator` stands for
+        all operators."""
         names: list[str] = []
         for token in head:
-            if token.text in ("(", "{", "=", ";"):
+            if token.text in ("(", "[", "{", "=", ";"):
                 break
             if token.kind == "name":
                 names.append(token.text)
-        return names[-2:] if has_body else names[-1:]
+        if "operator" in names:
+            return ["operator"]
+        types = {"struct", "class", "union", "enum"}
+        return [name for name in names if name not in types] if types & set(names) else names[-1:]
 
-    def _constant(self, start: int, stop: int, attributes: list[Attribute], words: list[str]) -> None:
+    def _end_of_declarator(self, start: int, stop: int) -> int:
+        """Of the declaration at `start`: the index of its initialiser's `=`, `{` or `(`, of its parameters' `(`, or of its `;`."""
+        i = start
+        while i < stop and self.tokens[i].text not in ("=", "{", "(", ";"):
+            text = self.tokens[i].text
+            if text == "<":
+                i = self._skip_template_arguments(i, stop)
+            elif text in ("alignas", "decltype", "__attribute__"):
+                i = self.match[i + 1] + 1
+            else:
+                i = self.match[i] + 1 if text in _OPEN else i + 1
+        return i
+
+    def _declares_constant(self, start: int, stop: int) -> bool:
+        """Whether the declaration is of an object in the constant address space, not of a function."""
+        end = self._end_of_declarator(start, stop)
+        words = {t.text for t in self._outside_templates(start, end)}
+        is_function = end < stop and self.tokens[end].text == "(" and words & {"*", "&"}
+        return "constant" in words and not is_function and not words & {"using", "typedef", "operator"}
+
+    def _constant(self, start: int, stop: int, attributes: list[Attribute]) -> None:
         """A program-scope variable in the constant address space."""
         tokens = self.tokens
-        marked = [a for a in attributes if a.name == "function_constant"]
-        i = start
-        equals = next((k for k in range(start, stop) if tokens[k].text == "="), None)
-        limit = equals if equals is not None else stop - 1
-        end_of_name = limit
-        while end_of_name > i and (tokens[end_of_name - 1].text in ("]", "]]")):
-            end_of_name = self.match[end_of_name - 1]
-        if equals is None and tokens[end_of_name - 1].text == "}":  # constant float a[] {1, 2}
-            equals = self.match[end_of_name - 1]
-            end_of_name = equals
-            while tokens[end_of_name - 1].text == "]":
-                end_of_name = self.match[end_of_name - 1]
-        name_token = tokens[end_of_name - 1]
+        end = self._end_of_declarator(start, stop)
+        has_value = tokens[end].text != ";"
+        if tokens[start].text == "template" and has_value:
+            # Instances of a variable template are constants of the compiler's, which need no place in memory.
+            self._drop_words(start, end, {"constant"})
+            return
+        name_index = end - 1
+        while tokens[name_index].text in ("]", "]]"):
+            name_index = self.match[name_index] - 1
+        name_token = tokens[name_index]
         if name_token.kind != "name":
             raise self.error(tokens[start], "cannot read this declaration in the constant address space")
-        name = name_token.text
+        if tokens[name_index - 1].text == "::":
+            self._static_member(start, stop, has_value)
+        elif marked := [a for a in attributes if a.name == "function_constant"]:
+            if has_value:
+                raise self.error(name_token, f"function constant '{name_token.text}' cannot have an initialiser")
+            self._function_constant(start, stop, name_index, marked[0].argument)
+        elif has_value:
+            self._constant_object(start, stop, name_index, end)
+        else:
+            raise self.error(name_token, f"'{name_token.text}' in the constant address space needs an initialiser")
+
+    def _static_member(self, start: int, stop: int, has_value: bool) -> None:
+        """The definition of a static member, outside its class. One without a value repeats what the class has said."""
+        if has_value:
+            self._drop_words(start, stop, {"constant"})
+        else:
+            self._edit(start, stop, "")
+
+    def _drop_words(self, begin: int, end: int, words: set[str]) -> None:
+        for i in range(begin, end):
+            if self.tokens[i].text in words:
+                self._edit(i, i + 1, "")
+
+    def _type_of_constant(self, start: int, name_index: int) -> str:
         dropped = {"constant", "const", "static", "constexpr", "inline"}
-        type_text = self._text_without(start, end_of_name - 1, dropped)
-        if marked:
-            if equals is not None:
-                raise self.error(name_token, f"function constant '{name}' cannot have an initialiser")
-            self.constants[name] = Constant(name, type_text, marked[0].argument)
-            self._edit(start, stop, f"static {type_text} {name}; static bool mpsk_defined_{name};")
-            return
-        if equals is None:
-            raise self.error(name_token, f"'{name}' in the constant address space needs an initialiser")
-        extents = self._text(end_of_name, equals) if tokens[end_of_name].text == "[" else ""
-        initialiser_begin = equals + 1 if tokens[equals].text == "=" else equals
-        used = {t.text for t in tokens[initialiser_begin:stop] if t.kind == "name"}
+        return " ".join(part for part in self._text(start, name_index).split() if part not in dropped)
+
+    def _function_constant(self, start: int, stop: int, name_index: int, index: str) -> None:
+        name, type_text = self.tokens[name_index].text, self._type_of_constant(start, name_index)
+        self.constants[name] = Constant(name, type_text, index)
+        self._edit(start, stop, f"static {type_text} {name}; static bool mpsk_defined_{name};")
+
+    def _constant_object(self, start: int, stop: int, name_index: int, initialiser: int) -> None:
+        """An object with a value: one that depends on function constants is computed by the device, a scalar is a constant of
+        the compiler's, others are objects that clang can place, with references to them."""
+        name, type_text = self.tokens[name_index].text, self._type_of_constant(start, name_index)
+        extents, value = self._text(name_index + 1, initialiser), self._text(initialiser, stop - 1)
+        used = {t.text for t in self.tokens[initialiser:stop] if t.kind == "name"}
         if used & (self.constants.keys() | self.derived.keys()):
             self.derived[name] = used
-            value = self._text(initialiser_begin, stop - 1)
-            value = re.sub(r"is_function_constant_defined \( (\w+) \)", r"mpsk_defined_\1", value)
-            self._edit(
-                start,
-                stop,
-                f"static {type_text} {name}; static void mpsk_derive_{name}() {{ {name} = {value}; }}",
-            )
+            value = re.sub(r"is_function_constant_defined \( (\w+) \)", r"mpsk_defined_\1", value.removeprefix("= "))
+            self._edit(start, stop, f"static {type_text} {name}; static void mpsk_derive_{name}() {{ {name} = {value}; }}")
             return
-        value = self._text(initialiser_begin, stop - 1)
-        integral = not extents and set(type_text.split()) <= _BUILTIN_TYPES - {"half", "bfloat", "float", "void"}
-        if "constexpr" in words or integral:
-            if not extents:
-                self._edit(start, stop, f"static constexpr {type_text} {name} = {value};")
-                return
+        is_constexpr = any(t.text == "constexpr" for t in self.tokens[start:name_index])
+        integral = set(type_text.split()) <= _BUILTIN_TYPES - {"half", "bfloat", "float", "void"}
+        if not extents and (is_constexpr or integral):
+            self.scalar_constants.add(name)
+            self._edit(start, stop, f"static constexpr {type_text} {name} {value};")
+            return
         self._edit(
             start,
             stop,
-            f"static const {type_text} mpsk_object_{name} {extents} = {value}; "
+            f"static const {type_text} mpsk_object_{name} {extents} {value}; "
             f"static auto& {name} = mpsk::as_constant(mpsk_object_{name});",
         )
 
-    def _constant_template(self, start: int, stop: int) -> None:
-        """A variable template: its instances are constants of the compiler's, which need no place in memory."""
-        for k in range(start, stop):
-            if self.tokens[k].text == "constant":
-                self._edit(k, k + 1, "")
-                return
-
-    def _text_without(self, begin: int, end: int, dropped: set[str]) -> str:
-        return " ".join(part for part in self._text(begin, end).split() if part not in dropped)
-
-    def _kernel(
-        self, start: int, stop: int, body: int | None, attributes: list[Attribute], namespace: str
-    ) -> None:
+    def _kernel(self, start: int, stop: int, body: int | None, attributes: list[Attribute], namespace: str) -> None:
+        """A kernel, a kernel template or a specialisation of one."""
         tokens = self.tokens
         is_template = tokens[start].text == "template"
-        i = start
-        if is_template:
-            i = self._skip_template_arguments(i + 1, stop)
-        specialisation = is_template and tokens[start + 2].text == ">"
-        open_paren = i
-        while tokens[open_paren].text != "(" or tokens[open_paren - 1].text in ("__attribute__", "alignas"):
-            if tokens[open_paren].text in ("[[", "("):
-                open_paren = self.match[open_paren]
-            elif open_paren + 1 >= stop:
-                raise self.error(tokens[start], "'kernel' needs a function")
-            open_paren += 1
-        close_paren = self.match[open_paren]
+        i = self._skip_template_arguments(start + 1, stop) if is_template else start
+        open_paren = self._parameter_list(i, stop)
+        if open_paren is None:
+            raise self.error(tokens[start], "'kernel' needs a function")
         name_index = open_paren - 1
         if tokens[name_index].text == ">":  # a specialisation: k<float>
-            name_index -= 1
             while tokens[name_index].text != "<":
                 name_index -= 1
             name_index -= 1
@@ -438,110 +492,132 @@ class Rewriter:
         return_type = {t.text for t in self._outside_templates(i, name_index)} - {"kernel", "inline", "static"}
         if return_type != {"void"}:
             raise self.error(name_token, f"kernel '{name_token.text}' must return void")
-        for k in range(i, name_index):
-            if tokens[k].text in ("kernel", "static"):
-                self._edit(k, k + 1, "")
+        self._drop_words(i, name_index, {"kernel", "static"})
         # Into its entry function, by which the device recognises the kernel's threadgroup memory.
         inlined = f"{'inline' if is_template else 'static'} __attribute__((always_inline)) "
-        self.edits.append((name_token.start, name_token.start, inlined))
+        self._insert(name_index, inlined)
         if body is None:
             return  # a declaration
+        self.kernel_bodies.append((body, self.match[body]))
+        self._threadgroup_declarations(body)
+        host_names = [a.argument for a in attributes if a.name == "host_name"]
+        if name_index + 1 < open_paren:
+            kernel = self._kernel_of(name_index, open_paren, namespace)
+            expression = namespace + self._text(name_index, open_paren)
+            kernel.instances += [Instance(name, expression, name_token) for name in host_names]
+            return
         qualified = namespace + name_token.text
-        parameters = self._parameters(open_paren + 1, close_paren)
-        kernel = Kernel(qualified, parameters, name_token, (body, self.match[body]), is_template and not specialisation)
+        overloads = self.kernels.setdefault(qualified, [])
+        if overloads and not (is_template and overloads[0].template_arguments):
+            raise self.error(name_token, f"kernel '{qualified}' cannot be overloaded")
+        kernel = Kernel(
+            qualified,
+            self._parameters(open_paren + 1, self.match[open_paren]),
+            name_token,
+            (body, self.match[body]),
+            self._template_argument_counts(start + 1, i) if is_template else None,
+        )
+        overloads.append(kernel)
+        if not is_template:
+            kernel.instances.append(Instance(host_names[0] if host_names else f'"{qualified}"', qualified, name_token))
         for attribute in attributes:
             if attribute.name == "max_total_threads_per_threadgroup":
-                kernel.max_threads = f"{namespace}mpsk_max_threads_{name_token.text}"
-                head = self._text(start, i) if kernel.is_template else ""
                 # A number of its own, for it may depend on the template's parameters.
-                declaration = f"{head} constexpr unsigned mpsk_max_threads_{name_token.text} = {attribute.argument}; "
-                self.edits.append((tokens[start].start, tokens[start].start, declaration))
-        if specialisation:
-            target = self.kernels.get(qualified)
-            expression = namespace + self._text(name_index, open_paren)
-            for attribute in attributes:
-                if attribute.name == "host_name" and target:
-                    target.host_names.append((attribute.argument, expression, name_token))
-        else:
-            if qualified in self.kernels:
-                raise self.error(name_token, f"kernel '{qualified}' cannot be overloaded")
-            self.kernels[qualified] = kernel
-            if not is_template:
-                named = [a.argument for a in attributes if a.name == "host_name"]
-                kernel.host_names.append((named[0] if named else f'"{qualified}"', qualified, name_token))
-        self._threadgroup_declarations(body)
+                number = f"mpsk_max_threads_{name_token.text}_{len(overloads)}"
+                kernel.max_threads = namespace + number
+                head = self._text(start, i) if is_template else ""
+                self._insert(start, f"{head} constexpr unsigned {number} = {attribute.argument}; ")
+
+    def _parameter_list(self, i: int, stop: int) -> int | None:
+        """The index of the `(` of the parameters of the function that the declaration at `i` names."""
+        tokens = self.tokens
+        while i < stop and tokens[i].text not in ("{", ";", "="):
+            if tokens[i].text in ("__attribute__", "alignas", "decltype"):
+                i = self.match[i + 1] + 1
+            elif tokens[i].text == "(":
+                return i
+            else:
+                i = self.match[i] + 1 if tokens[i].text in _OPEN else i + 1
+        return None
+
+    def _split(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
+        """What commas separate among the tokens [begin, end)."""
+        i = start = begin
+        while i < end:
+            text = self.tokens[i].text
+            if text == ",":
+                yield start, i
+                start = i = i + 1
+            elif text == "<" and self._opens_arguments(i):
+                i = self._skip_template_arguments(i, end)
+            else:
+                i = self.match[i] + 1 if text in _OPEN else i + 1
+        if start < end:
+            yield start, end
+
+    def _template_argument_counts(self, begin: int, end: int) -> tuple[int, int]:
+        """How many arguments the template with the parameters `<...>` at [begin, end) takes, at least and at most."""
+        texts = [{t.text for t in self.tokens[i:j]} for i, j in self._split(begin + 1, end - 1)]
+        most = 1000 if any("..." in words for words in texts) else len(texts)
+        return sum(not words & {"=", "..."} for words in texts), most
+
+    def _kernel_of(self, begin: int, end: int, namespace: str) -> Kernel:
+        """The kernel template that `name<...>`, or `name`, at [begin, end) means."""
+        arguments = next((i for i in range(begin, end) if self.tokens[i].text == "<"), end)
+        name = self._text(begin, arguments).replace(" ", "")
+        overloads = self.kernels.get(namespace + name) or self.kernels.get(name, [])
+        if arguments < end:
+            count = sum(1 for _ in self._split(arguments + 1, end - 1))
+            overloads = [k for k in overloads if k.template_arguments and k.accepts(count)]
+        if not overloads:
+            raise self.error(self.tokens[begin], f"'{name}' is not a kernel template with these arguments")
+        if len(overloads) > 1:
+            raise self.error(self.tokens[begin], f"'{name}' may be any of {len(overloads)} kernel templates")
+        return overloads[0]
 
     def _parameters(self, begin: int, end: int) -> list[Parameter]:
         parameters: list[Parameter] = []
-        i = begin
-        while i < end:
-            start = i
-            while i < end and self.tokens[i].text != ",":
-                if self.tokens[i].text in _OPEN:
-                    i = self.match[i] + 1
-                elif self.tokens[i].text == "<":
-                    i = self._skip_template_arguments(i, end)
-                else:
-                    i += 1
-            words = self._outside_templates(start, i)
-            if [w.text for w in words] not in ([], ["void"]):
-                names = [k for k, t in enumerate(words) if t.kind == "name"]
-                last = names[-1]
-                if self.tokens[start].text == "[[":
-                    last = names[-1]
-                type_text = " ".join(t.text for t in words[:last])
-                parameters.append(
-                    Parameter(
-                        words[last].text,
-                        type_text,
-                        self._attributes(start, i),
-                        words[0],
-                        any(w.text == "threadgroup" for w in words[:last]),
-                    )
-                )
-            i += 1
+        for start, stop in self._split(begin, end):
+            words = self._outside_templates(start, stop)
+            if [w.text for w in words] == ["void"]:
+                continue
+            last = [k for k, t in enumerate(words) if t.kind == "name"][-1]
+            type_text = " ".join(t.text for t in words[:last])
+            is_threadgroup = any(w.text == "threadgroup" for w in words[:last])
+            attributes = self._attributes(start, stop)
+            parameters.append(Parameter(words[last].text, type_text, attributes, words[0], is_threadgroup))
         return parameters
 
     def _instantiation(self, start: int, stop: int, attributes: list[Attribute], namespace: str) -> None:
-        """template [[host_name("x")]] kernel void k<float>(...);   or   ... decltype(k<float>) k<float>;"""
+        """template [[host_name("x")]] kernel void k<float>(...);   or   ... void k(...);   or   ... decltype(k<float>) k<float>;"""
         tokens = self.tokens
-        names = [a.argument for a in attributes if a.name == "host_name"]
         self.instantiations.update(range(start, stop))
-        i = start + 1
-        # The declarator: the last `name <...>` (or plain name) before the parameter list or the end.
-        declarator = None
-        while i < stop:
-            text = tokens[i].text
-            if text in ("[[", "(", "{"):
-                if text == "(" and tokens[i - 1].text != "decltype":
-                    break
-                i = self.match[i] + 1
-            elif tokens[i].kind == "name" and text not in ("kernel", "void", "decltype"):
-                declarator = i
-                i += 1
-                while i < stop and tokens[i].text == "::":
-                    i += 2
-                if i < stop and tokens[i].text == "<":
-                    i = self._skip_template_arguments(i, stop)
-            elif text == ";":
-                break
-            else:
-                i += 1
-        if declarator is None:
-            raise self.error(tokens[start], "cannot read this kernel instantiation")
+        open_paren = self._parameter_list(start, stop)
+        end = stop - 1 if open_paren is None else open_paren
+        begin = end
+        if tokens[end - 1].text == ">":
+            while tokens[begin].text != "<" or not self._skip_template_arguments(begin, stop) == end:
+                begin -= 1
+                if begin == start:
+                    raise self.error(tokens[start], "cannot read this kernel instantiation")
+        begin -= 1
+        while tokens[begin - 1].text == "::":
+            begin -= 2
         for k in range(start, stop):
             if tokens[k].text == "kernel" and tokens[k - 1].text not in ("[[", ","):
                 self._edit(k, k + 1, "")
         # A declaration checks as much, and emits nothing beside the entry function.
-        self.edits.append((tokens[start].start, tokens[start].start, "extern "))
-        expression = self._text(declarator, i)
-        base = expression.split("<")[0].replace(" ", "")
-        kernel = self.kernels.get(namespace + base) or self.kernels.get(base)
-        if kernel is None:
-            raise self.error(tokens[declarator], f"'{base}' is not a kernel template")
-        qualified = expression if kernel.name == base else namespace + expression
-        for name in names:
-            kernel.host_names.append((name, qualified, tokens[declarator]))
+        self._insert(start, "extern ")
+        kernel = self._kernel_of(begin, end, namespace)
+        expression = self._text(begin, end)
+        if not kernel.name == expression.split("<")[0].replace(" ", ""):
+            expression = namespace + expression
+        prototype = "" if open_paren is None else self._text(open_paren, self.match[open_paren] + 1)
+        if tokens[end - 1].text != ">" and kernel.max_threads:
+            raise self.error(tokens[begin], f"the instantiation of '{kernel.name}' must name its template arguments")
+        kernel.instances += [
+            Instance(a.argument, expression, tokens[begin], prototype) for a in attributes if a.name == "host_name"
+        ]
 
     # --- inside functions -------------------------------------------------------------------------------------------
 
@@ -602,9 +678,12 @@ class Rewriter:
             k = self.match[k] - 2
         return self.tokens[k].text in (";", "{", "}", ":")
 
-    def _literal(self, token: Token) -> str | None:
-        """What stands for a half or bfloat literal, or one without suffix, which is a float: clang forgets
-        -cl-single-precision-constant in templates."""
+    def _literal(self, i: int) -> str | None:
+        """What stands for a literal: of half or bfloat, without suffix (a float: clang forgets -cl-single-precision-constant in
+        templates), or of text, which lies in `constant`."""
+        token = self.tokens[i]
+        if token.kind == "string" and self._is_text(i):
+            return f"mpsk_value->*{token.text}"
         if token.kind == "number" and (literal := _LITERAL.match(token.text)):
             digits, suffix = literal[1], literal[2].lower()
             is_float = re.search(r"[.eEpP]", digits)
@@ -614,11 +693,19 @@ class Rewriter:
                 return digits + "f"
         return None
 
+    def _is_text(self, i: int) -> bool:
+        """Whether the string at `i` is a value of the program: an argument of a function, or an initialiser."""
+        before = self.tokens[i - 1]
+        if not self.tokens[i].text.startswith('"') or before.text not in ("(", ",", "=", "{", "return"):
+            return False  # of a declaration, or the continuation of another
+        k = self._opening(i)
+        return self.tokens[k].text != "(" or self.tokens[k - 1].text not in ("static_assert", "host_name", "deprecated")
+
     def _everywhere(self) -> None:
         """What is the same in every place: literals, attributes, qualified methods, refused words."""
         tokens = self.tokens
         bodies = self._function_bodies()
-        kernel_bodies = [k.body for k in self.kernels.values()]
+
         depth_end: list[int] = []
         methods: set[tuple[int, str]] = set()
         self._methods()
@@ -628,7 +715,7 @@ class Rewriter:
             if i in bodies:
                 depth_end.append(self.match[i])
             text, following = token.text, tokens[i + 1].text if i + 1 < len(tokens) else ""
-            if literal := self._literal(token):
+            if literal := self._literal(i):
                 self._edit(i, i + 1, literal)
             elif text == "[[":
                 self._edit(i, self.match[i] + 1, "")
@@ -655,7 +742,7 @@ class Rewriter:
             elif text == "constant" and self._is_object_in_constant(i, bool(depth_end)):
                 self._local_constant(i)
             elif text == "threadgroup" and depth_end and self._starts_statement(i):
-                in_kernel = any(begin < i < end for begin, end in kernel_bodies)
+                in_kernel = any(begin < i < end for begin, end in self.kernel_bodies)
                 end = self._declaration_end(i)
                 if not in_kernel and not any(t.text in ("*", "&", "(") for t in tokens[i:end]):
                     raise self.error(token, "threadgroup memory can only be declared in a kernel")
@@ -668,14 +755,62 @@ class Rewriter:
                 self._edit(i, i + 1, "::metal::remove_addrspace_t<decltype")
                 self.edits.append((tokens[self.match[i + 1]].end, tokens[self.match[i + 1]].end, ">"))
             elif text == "template" and following == "<":
-                self._function_parameters(i + 1)
+                self._function_parameters(i, self._skip_template_arguments(i + 1, len(tokens)))
+            elif text == "using":
+                self._function_parameters(i, self._declaration_end(i))
+            elif text in ("+=", "-=") and self.has_conversions:
+                self._addend(i)
+            elif text == "coherent" and (following == "device" or tokens[i + 2].text in ("device", "system")):
+                # Every access of the simulator's is coherent.
+                if self.version < 3.2:
+                    raise self.error(token, "coherent needs Metal 3.2")
+                self._edit(i, self.match[i + 1] + 1 if following == "(" else i + 1, "")
+            elif text in self.scalar_constants and tokens[i - 1].text in ("(", ",") and following in (")", ","):
+                self._constant_argument(i)
 
-    def _function_parameters(self, i: int) -> None:
-        """In the template parameters at `i`, `R (*f)(...)` becomes `R (&f)(...)`: clang takes no function for a pointer here."""
+    def _function_parameters(self, begin: int, end: int) -> None:
+        """Among template parameters and in an alias, `R (*f)(...)` becomes `R (&f)(...)`: clang takes no function for a
+        parameter that is a pointer."""
         tokens = self.tokens
-        for j in range(i, self._skip_template_arguments(i, len(tokens)) - 4):
-            if [t.text for t in tokens[j : j + 2]] == ["(", "*"] and [t.text for t in tokens[j + 3 : j + 5]] == [")", "("]:
-                self._edit(j + 1, j + 2, "&")
+        for j in range(begin, end - 3):
+            if tokens[j].text == "(" and tokens[j + 1].text == "*":
+                close = j + 3 if tokens[j + 2].kind == "name" else j + 2
+                if tokens[close].text == ")" and tokens[close + 1].text == "(":
+                    self._edit(j + 1, j + 2, "&")
+
+    def _addend(self, i: int) -> None:
+        """`pointer += object` at `i`, with an object that converts to an integer."""
+        end = i + 1
+        while self.tokens[end].text not in (";", ")", ",", "{"):
+            end = self.match[end] + 1 if self.tokens[end].text in _OPEN else end + 1
+        if self.tokens[end].text in (";", ")"):
+            self._edit(i, i + 1, f"{self.tokens[i].text} mpsk::addend(")
+            self.edits.append((self.tokens[end].start, self.tokens[end].start, ")"))
+
+    def _takes_constants(self) -> set[str]:
+        """Names of functions with a parameter that refers to an object in `constant`."""
+        names: set[str] = set()
+        for i, token in enumerate(self.tokens):
+            if token.text == "&" and self.tokens[i - 1].kind == "name":
+                k = i - 1
+                while self.tokens[k].kind == "name" and self.tokens[k].text != "constant":
+                    k -= 1
+                if self.tokens[k].text == "constant":
+                    names.add(self.tokens[self._opening(k) - 1].text)
+        return names
+
+    def _constant_argument(self, i: int) -> None:
+        """A scalar constant for a reference: the compiler's constant has no place that it could refer to, so it gets one."""
+        callee = self._opening(i) - 1
+        if self.tokens[callee].text in self.takes_constants:
+            self._edit(i, i + 1, f"mpsk::as_constant({self.tokens[i].text})")
+
+    def _opening(self, i: int) -> int:
+        """The index of the bracket that encloses token i, or -1."""
+        k = i - 1
+        while k >= 0 and self.tokens[k].text not in _OPEN:
+            k = self.match[k] - 1 if self.tokens[k].text in _OPEN.values() else k - 1
+        return k
 
     def _conditional(self, i: int) -> None:
         """`c ? a : b` at `i`: both operands become temporaries, for clang cannot join an object of class type that lies in an
@@ -731,11 +866,14 @@ class Rewriter:
         """A method that names no address space is one of objects in `thread`; and so are temporaries that it is called on."""
         tokens = self.tokens
         for i, token in enumerate(tokens):
-            if token.text not in ("struct", "class", "union") or tokens[i - 1].text == "enum":
+            if token.text not in ("struct", "class", "union") or tokens[i - 1].text in ("enum", "<", ","):
                 continue
             k = i + 1
-            while k < len(tokens) and (tokens[k].kind == "name" or tokens[k].text in ("::", ":", "<", ",", ">", "[[", "(")):
-                k = self.match[k] + 1 if tokens[k].text in _OPEN else k + 1
+            while k < len(tokens) and (tokens[k].kind == "name" or tokens[k].text in ("::", ":", ",", "<", "[[", "(")):
+                if tokens[k].text == "<":
+                    k = self._skip_template_arguments(k, len(tokens))
+                else:
+                    k = self.match[k] + 1 if tokens[k].text in _OPEN else k + 1
             if k >= len(tokens) or tokens[k].text != "{":
                 continue
             name = tokens[i + 1].text
@@ -954,15 +1092,16 @@ class Rewriter:
                 f"&mpsk_derive_{name};"
             )
         number = 0
-        for kernel in self.kernels.values():
-            reached = self._closure({t.text for t in self.tokens[kernel.body[0] : kernel.body[1]] if t.kind == "name"})
+        for kernel in (k for overloads in self.kernels.values() for k in overloads):
+            names = {t.text for t in self.tokens[kernel.body[0] : kernel.body[1]] if t.kind == "name"}
+            reached = self._closure(names | {"operator"})
             for parameter in kernel.parameters:
                 for attribute in parameter.attributes:
                     if attribute.name == "function_constant":
                         reached |= self._closure({attribute.argument})
             constants = [name for name in self.constants if name in reached]
-            for host_name, expression, token in kernel.host_names:
-                lines += self._entry(number, kernel, host_name, expression, token, constants)
+            for instance in kernel.instances:
+                lines += self._entry(number, kernel, instance, constants)
                 number += 1
         lines.append("}")
         return "\n".join(lines) + "\n"
@@ -974,19 +1113,20 @@ class Rewriter:
             t.text == "is_function_constant_defined" and tokens[i + 2].text == name for i, t in enumerate(tokens[:-2])
         )
 
-    def _entry(
-        self, number: int, kernel: Kernel, host_name: str, expression: str, token: Token, constants: list[str]
-    ) -> list[str]:
+    def _entry(self, number: int, kernel: Kernel, instance: Instance, constants: list[str]) -> list[str]:
         """One row of the table: the argument types a0, a1, ..., what is checked of them, and the function that binds them."""
-        count = len(kernel.parameters)
+        count, token, expression = len(kernel.parameters), instance.token, instance.expression
         calls: list[str] = []
         explicit: list[str] = []
         positions: list[str] = []
-        lines = [
-            f"namespace mpsk_entry_{number} {{",
-            f'#line {token.line} "{token.file}"',
-            f"using type = decltype({expression});",
-        ]
+        lines = [f"namespace mpsk_entry_{number} {{", f'#line {token.line} "{token.file}"']
+        if instance.parameters:
+            # They say which function is meant, where its template arguments do not.
+            lines.append(f"void prototype{instance.parameters}; using type = decltype(prototype);")
+            function = f"static_cast<type&>({expression})"
+        else:
+            lines.append(f"using type = decltype({expression});")
+            function = expression
         for i, parameter in enumerate(kernel.parameters):
             by_name = {a.name: a.argument for a in parameter.attributes}
             position = next((n for n in by_name if n in _POSITIONS), None)
@@ -1018,7 +1158,7 @@ class Rewriter:
             f"static_assert(numbers.valid, \"kernel '{kernel.name}' has two arguments of one index, or an index that is not in "
             f'0..30"); static_assert(mpsk::same_components<{", ".join(positions)}>(), "the position and size attributes of '
             f"kernel '{kernel.name}' must all have the same number of components\");",
-            f"void run(const mpsk_thread* t, void* const* slots) {{ {expression}({', '.join(calls)}); }}",
+            f"void run(const mpsk_thread* t, void* const* slots) {{ {function}({', '.join(calls)}); }}",
             "const mpsk_argument arguments[] = {",
         ]
         for i, parameter in enumerate(kernel.parameters):
@@ -1034,7 +1174,7 @@ class Rewriter:
             "{}};",
             f"const mpsk_constant* const constants[] = {{{uses}0}};",
             '__attribute__((section("mpsk_kernels"), used)) const mpsk_kernel row = {',
-            f'{host_name}, "{kernel.token.file}", {kernel.token.line}, {count}, arguments, {max_threads}, '
+            f'{instance.host_name}, "{kernel.token.file}", {kernel.token.line}, {count}, arguments, {max_threads}, '
             f"{len(constants)}, constants, &run}};",
             "}",
         ]

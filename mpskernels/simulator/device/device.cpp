@@ -1,6 +1,7 @@
 #include "device.h"
 
 #include <dlfcn.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -67,6 +68,23 @@ void verify_file(const std::string& path) {
   if (trailer.size != body || trailer.crc32 != crc.checksum()) refuse("is damaged: its checksum does not match");
 }
 
+// The loader takes a file for one that it has by its name alone, though another has been put in its place. So each file that
+// ever had this name gets another spelling of it.
+std::string spelling_of_its_own(const std::string& path) {
+  static std::mutex mutex;
+  static std::map<std::string, std::vector<std::pair<dev_t, ino_t>>> files;
+  struct stat status{};
+  if (stat(path.c_str(), &status) != 0) return path;
+  const std::lock_guard lock(mutex);
+  auto& seen = files[path];
+  const std::pair file(status.st_dev, status.st_ino);
+  auto at = std::ranges::find(seen, file);
+  if (at == seen.end()) at = seen.insert(at, file);
+  std::string spelling = std::filesystem::absolute(path).parent_path().string() + "/";
+  for (auto i = seen.begin(); i != at; ++i) spelling += "./";
+  return spelling + std::filesystem::path(path).filename().string();
+}
+
 }  // namespace
 
 Function::Function(std::shared_ptr<const Library> library, const mpsk_kernel& kernel)
@@ -102,7 +120,7 @@ std::shared_ptr<const Library> Library::open(const std::string& path) {
   make_own_symbols_global();
   std::shared_ptr<Library> library(new Library);
   library->path_ = path;
-  library->handle_ = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  library->handle_ = dlopen(spelling_of_its_own(path).c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!library->handle_) throw Error("metallib " + quoted(path) + " cannot be loaded: " + dlerror());
   library->header_ = static_cast<const mpsk_metallib_header*>(dlsym(library->handle_, "mpsk_metallib"));
   if (!library->header_ || std::memcmp(library->header_->magic, kMagic, sizeof kMagic) != 0) {

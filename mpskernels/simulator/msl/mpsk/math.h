@@ -2,6 +2,9 @@
 // half function computes in float and rounds once.
 #pragma once
 
+// Fast math speaks of the operators of a program: functions honour infinities and NaNs on Apple's GPUs all the same.
+#pragma float_control(precise, on, push)
+
 MPSK_BEGIN
 
 namespace mpsk_type {
@@ -180,11 +183,13 @@ MPSK_MATH_NOT_HALF(MPSK_SHARE)
 }  // namespace fast
 
 // The functions whose second result goes through a reference, or whose other argument is of another type.
-#define MPSK_LIFT_REFERENCE(T, name, U)                                                                                \
-  inline vec<T, 2> name(vec<T, 2> x, thread vec<U, 2>& y) { return {name(x.x, y.x), name(x.y, y.y)}; }                 \
-  inline vec<T, 3> name(vec<T, 3> x, thread vec<U, 3>& y) { return {name(x.x, y.x), name(x.y, y.y), name(x.z, y.z)}; } \
-  inline vec<T, 4> name(vec<T, 4> x, thread vec<U, 4>& y) {                                                            \
-    return {name(x.x, y.x), name(x.y, y.y), name(x.z, y.z), name(x.w, y.w)};                                           \
+#define MPSK_LIFT_REFERENCE(T, name, U)                                                                         \
+  inline vec<T, 2> name(vec<T, 2> x, thread vec<U, 2>& y) { return vec<T, 2>(name(x.x, y.x), name(x.y, y.y)); } \
+  inline vec<T, 3> name(vec<T, 3> x, thread vec<U, 3>& y) {                                                     \
+    return vec<T, 3>(name(x.x, y.x), name(x.y, y.y), name(x.z, y.z));                                           \
+  }                                                                                                             \
+  inline vec<T, 4> name(vec<T, 4> x, thread vec<U, 4>& y) {                                                     \
+    return vec<T, 4>(name(x.x, y.x), name(x.y, y.y), name(x.z, y.z), name(x.w, y.w));                           \
   }
 namespace precise {
 inline float sincos(float x, thread float& cosine) {
@@ -207,11 +212,13 @@ MPSK_LIFT_REFERENCE(float, sincos, float)
 MPSK_LIFT_REFERENCE(float, frexp, int)
 MPSK_LIFT_REFERENCE(float, modf, float)
 MPSK_LIFT1_TO(int, float, ilogb)
-#define MPSK_LDEXP(T)                                                                                                \
-  inline vec<T, 2> ldexp(vec<T, 2> x, vec<int, 2> k) { return {ldexp(x.x, k.x), ldexp(x.y, k.y)}; }                  \
-  inline vec<T, 3> ldexp(vec<T, 3> x, vec<int, 3> k) { return {ldexp(x.x, k.x), ldexp(x.y, k.y), ldexp(x.z, k.z)}; } \
-  inline vec<T, 4> ldexp(vec<T, 4> x, vec<int, 4> k) {                                                               \
-    return {ldexp(x.x, k.x), ldexp(x.y, k.y), ldexp(x.z, k.z), ldexp(x.w, k.w)};                                     \
+#define MPSK_LDEXP(T)                                                                                        \
+  inline vec<T, 2> ldexp(vec<T, 2> x, vec<int, 2> k) { return vec<T, 2>(ldexp(x.x, k.x), ldexp(x.y, k.y)); } \
+  inline vec<T, 3> ldexp(vec<T, 3> x, vec<int, 3> k) {                                                       \
+    return vec<T, 3>(ldexp(x.x, k.x), ldexp(x.y, k.y), ldexp(x.z, k.z));                                     \
+  }                                                                                                          \
+  inline vec<T, 4> ldexp(vec<T, 4> x, vec<int, 4> k) {                                                       \
+    return vec<T, 4>(ldexp(x.x, k.x), ldexp(x.y, k.y), ldexp(x.z, k.z), ldexp(x.w, k.w));                    \
   }
 MPSK_LDEXP(float)
 }  // namespace precise
@@ -335,3 +342,5 @@ MPSK_BFLOAT3(smoothstep)
 #undef MPSK_MATH_REFERENCE
 
 MPSK_END
+
+#pragma float_control(pop)

@@ -33,11 +33,11 @@ inline float to_srgb(float c) {
 
 #define MPSK_PACK(kind, name, T)                                                                                  \
   inline vec<T, 4> unpack_##kind##4x8_to_##name(uint x) {                                                         \
-    return {T(mpsk_pack::kind(x, 0, 8)), T(mpsk_pack::kind(x, 8, 8)), T(mpsk_pack::kind(x, 16, 8)),               \
-            T(mpsk_pack::kind(x, 24, 8))};                                                                        \
+    return vec<T, 4>(T(mpsk_pack::kind(x, 0, 8)), T(mpsk_pack::kind(x, 8, 8)), T(mpsk_pack::kind(x, 16, 8)),      \
+                     T(mpsk_pack::kind(x, 24, 8)));                                                               \
   }                                                                                                               \
   inline vec<T, 2> unpack_##kind##2x16_to_##name(uint x) {                                                        \
-    return {T(mpsk_pack::kind(x, 0, 16)), T(mpsk_pack::kind(x, 16, 16))};                                         \
+    return vec<T, 2>(T(mpsk_pack::kind(x, 0, 16)), T(mpsk_pack::kind(x, 16, 16)));                                \
   }                                                                                                               \
   inline uint pack_##name##_to_##kind##4x8(vec<T, 4> v) {                                                         \
     return mpsk_pack::to_##kind(v.x, 0, 8) | mpsk_pack::to_##kind(v.y, 8, 8) | mpsk_pack::to_##kind(v.z, 16, 8) | \
@@ -48,15 +48,16 @@ inline float to_srgb(float c) {
   }
 #define MPSK_PACK_COLOUR(name, T)                                                                                     \
   inline vec<T, 4> unpack_unorm10a2_to_##name(uint x) {                                                               \
-    return {T(mpsk_pack::unorm(x, 0, 10)), T(mpsk_pack::unorm(x, 10, 10)), T(mpsk_pack::unorm(x, 20, 10)),            \
-            T(mpsk_pack::unorm(x, 30, 2))};                                                                           \
+    return vec<T, 4>(T(mpsk_pack::unorm(x, 0, 10)), T(mpsk_pack::unorm(x, 10, 10)), T(mpsk_pack::unorm(x, 20, 10)),   \
+                     T(mpsk_pack::unorm(x, 30, 2)));                                                                  \
   }                                                                                                                   \
   inline vec<T, 3> unpack_unorm565_to_##name(ushort x) {                                                              \
-    return {T(mpsk_pack::unorm(x, 11, 5)), T(mpsk_pack::unorm(x, 5, 6)), T(mpsk_pack::unorm(x, 0, 5))};               \
+    return vec<T, 3>(T(mpsk_pack::unorm(x, 11, 5)), T(mpsk_pack::unorm(x, 5, 6)), T(mpsk_pack::unorm(x, 0, 5)));      \
   }                                                                                                                   \
   inline vec<T, 4> unpack_unorm4x8_srgb_to_##name(uint x) {                                                           \
-    return {T(mpsk_pack::from_srgb(mpsk_pack::unorm(x, 0, 8))), T(mpsk_pack::from_srgb(mpsk_pack::unorm(x, 8, 8))),   \
-            T(mpsk_pack::from_srgb(mpsk_pack::unorm(x, 16, 8))), T(mpsk_pack::unorm(x, 24, 8))};                      \
+    return vec<T, 4>(T(mpsk_pack::from_srgb(mpsk_pack::unorm(x, 0, 8))),                                              \
+                     T(mpsk_pack::from_srgb(mpsk_pack::unorm(x, 8, 8))),                                              \
+                     T(mpsk_pack::from_srgb(mpsk_pack::unorm(x, 16, 8))), T(mpsk_pack::unorm(x, 24, 8)));             \
   }                                                                                                                   \
   inline uint pack_##name##_to_unorm10a2(vec<T, 4> v) {                                                               \
     return mpsk_pack::to_unorm(v.x, 0, 10) | mpsk_pack::to_unorm(v.y, 10, 10) | mpsk_pack::to_unorm(v.z, 20, 10) |    \

@@ -213,6 +213,17 @@ inline thread T* object(const T& temporary) {
   return (thread T*)&temporary;
 }
 
+// The right side of `+=` and `-=`: an object that stands for an integer (it is empty and converts) becomes that, for clang
+// adds only integers to a pointer that lies in an address space.
+template <typename T>
+constexpr auto addend(T value) {
+  if constexpr (__is_empty(T) && __is_convertible(thread T&, long)) {
+    return long(value);
+  } else {
+    return value;
+  }
+}
+
 // --- Program-scope constants
 // ------------------------------------------------------------------------------------------
 

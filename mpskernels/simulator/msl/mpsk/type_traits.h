@@ -142,12 +142,8 @@ template <typename T> struct make_unsigned {
 template <typename T> using make_signed_t = typename make_signed<T>::type;
 template <typename T> using make_unsigned_t = typename make_unsigned<T>::type;
 
-template <typename... T> struct conjunction : bool_constant<(T::value && ...)> {};
-template <typename... T> struct disjunction : bool_constant<(T::value || ...)> {};
-template <typename T> struct negation : bool_constant<!T::value> {};
-template <typename... T> constexpr bool conjunction_v = conjunction<T...>::value;
-template <typename... T> constexpr bool disjunction_v = disjunction<T...>::value;
-template <typename T> constexpr bool negation_v = negation<T>::value;
+// Not in the specification, but used by shipped kernels under this name.
+template <typename... T> struct _disjunction : bool_constant<(T::value || ...)> {};
 
 template <typename T> T&& declval();
 

@@ -27,6 +27,10 @@ struct mpsk_value_t {
   template <typename T> friend __attribute__((always_inline)) constexpr T operator->*(mpsk_value_t, T value) {
     return value;
   }
+  // Text lies in `constant`.
+  friend __attribute__((always_inline)) constant char* operator->*(mpsk_value_t, const __constant char* text) {
+    return (constant char*)(unsigned long)text;
+  }
 };
 #define mpsk_value mpsk_value_t()
 
@@ -87,21 +91,27 @@ struct bfloat {
   template <typename T, enable_if_t<!is_integral_v<T> && __is_convertible(T, float), int> = 0>
   explicit constexpr bfloat(T value) : bits(round(float(value))) {}
 
-  // Integers only when asked, which Metal does not demand: an implicit one would make `c ? x : 0` and `y *= x`
+  // To other integers than bool only when asked, which Metal does not demand: `c ? x : 0` and `y *= x` would be
   // ambiguous.
-  template <typename T, enable_if_t<is_same_v<T, float>, int> = 0> constexpr operator T() const {
-    return __builtin_bit_cast(float, uint(bits) << 16);
+  template <typename T, enable_if_t<is_same_v<T, float> || is_same_v<T, bool>, int> = 0> constexpr operator T() const {
+    return T(__builtin_bit_cast(float, uint(bits) << 16));
   }
-  template <typename T, enable_if_t<is_same_v<T, half> || is_integral_v<T>, int> = 0> explicit constexpr operator T()
-      const {
+  template <typename T, enable_if_t<is_same_v<T, half> || (is_integral_v<T> && !is_same_v<T, bool>), int> = 0>
+  explicit constexpr operator T() const {
     return T(float(*this));
+  }
+
+  // From an object that converts to a number.
+  template <typename T, enable_if_t<__is_class(T) && __is_convertible(T, float) && !is_same_v<T, bfloat>, int> = 0>
+  constexpr bfloat& operator=(T value) {
+    return *this = bfloat(value);
   }
 
   // Nearest, ties to even. NaNs stay NaNs; told apart by their bits, because fast math assumes there are none.
   static constexpr ushort round(float value) {
     uint u = __builtin_bit_cast(uint, value);
-    if ((u & 0x7fffffffu) > 0x7f800000u) return ushort(u >> 16 | 0x40u);
-    return ushort((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
+    bool nan = (u & 0x7fffffffu) > 0x7f800000u;
+    return ushort((nan ? u | 0x400000u : u + 0x7fffu + (u >> 16 & 1u)) >> 16);
   }
 
 #define MPSK_COMPOUND(op)                                                               \

@@ -36,12 +36,12 @@
 
 // name and colours are the two spellings of the selection; what follows is empty if it repeats no component.
 #define MPSK_SELECT(n, name, colours, get, put, ...) MPSK_SELECT_##__VA_OPT__(REPEATED)(n, name, colours, get, put)
-#define MPSK_SELECT_(n, name, colours, get_values, put_values)                \
-  constexpr vec<T, n> get_##name() const { return {MPSK_VALUES get_values}; } \
-  constexpr void put_##name(vec<T, n> v)& { put_values }                      \
+#define MPSK_SELECT_(n, name, colours, get_values, put_values)                         \
+  constexpr vec<T, n> get_##name() const { return vec<T, n>(MPSK_VALUES get_values); } \
+  constexpr void put_##name(vec<T, n> v)& { put_values }                               \
   __declspec(property(get = get_##name, put = put_##name)) vec<T, n> name, colours;
-#define MPSK_SELECT_REPEATED(n, name, colours, get_values, put_values)        \
-  constexpr vec<T, n> get_##name() const { return {MPSK_VALUES get_values}; } \
+#define MPSK_SELECT_REPEATED(n, name, colours, get_values, put_values)                 \
+  constexpr vec<T, n> get_##name() const { return vec<T, n>(MPSK_VALUES get_values); } \
   __declspec(property(get = get_##name)) vec<T, n> name, colours;
 #define MPSK_VALUES(...) __VA_ARGS__
 
@@ -162,6 +162,12 @@ __attribute__((error("too many values in the braces for this vector"))) void too
 #define MPSK_NAMES_2 x, y
 #define MPSK_NAMES_3 x, y, z
 #define MPSK_NAMES_4 x, y, z, w
+#define MPSK_SCALARS_2 T i, T j
+#define MPSK_SCALARS_3 T i, T j, T k
+#define MPSK_SCALARS_4 T i, T j, T k, T l
+#define MPSK_FROM_SCALARS_2 x(i), y(j)
+#define MPSK_FROM_SCALARS_3 x(i), y(j), z(k)
+#define MPSK_FROM_SCALARS_4 x(i), y(j), z(k), w(l)
 #define MPSK_VECTOR(vec_type, count)                                                                                 \
   T MPSK_NAMES_##count;                                                                                              \
   vec_type() = default;                                                                                              \
@@ -170,6 +176,7 @@ __attribute__((error("too many values in the braces for this vector"))) void too
   template <typename S,                                                                                              \
             enable_if_t<!mpsk_vector::is_vector<S> && !__is_convertible(S, T) && __is_constructible(T, S), int> = 0> \
   explicit constexpr vec_type(S scalar) : MPSK_LIST_##count(MPSK_SCALAR) {}                                          \
+  constexpr vec_type(MPSK_SCALARS_##count) : MPSK_FROM_SCALARS_##count {}                                            \
   template <                                                                                                         \
       typename A, typename B, typename... C,                                                                         \
       enable_if_t<mpsk_vector::pieces<T, A> + mpsk_vector::pieces<T, B> + (0 + ... + mpsk_vector::pieces<T, C>) ==   \
@@ -179,10 +186,9 @@ __attribute__((error("too many values in the braces for this vector"))) void too
     int i = 0;                                                                                                       \
     append(i, a), append(i, b), (append(i, c), ...);                                                                 \
   }                                                                                                                  \
-  template <typename S, enable_if_t<!mpsk_vector::is_vector<S> && __is_convertible(S, T), int> = 0>                  \
-  constexpr vec_type(std::initializer_list<S> list) : vec_type(T(0)) {                                               \
+  constexpr vec_type(std::initializer_list<T> list) : vec_type(T(0)) {                                               \
     if (list.size() > count) mpsk_vector::too_many_initializers();                                                   \
-    for (size_t i = 0; i < list.size(); i++) (*this)[i] = T(list.begin()[i]);                                        \
+    for (size_t i = 0; i < list.size(); i++) (*this)[i] = list.begin()[i];                                           \
   }                                                                                                                  \
   constexpr T& operator[](size_t i)& { return mpsk_vector::component<T>(&x, i, MPSK_NAMES_##count); }                \
   constexpr const T& operator[](size_t i) const& {                                                                   \
@@ -387,25 +393,27 @@ MPSK_UNARY(!, bool, is_integral_v<T>)
 
 // The overloads for vectors of a function that exists for scalars: T name(T), T name(T, T), ...; R is the result's
 // type.
-#define MPSK_LIFT1_TO(R, T, name)                                                  \
-  inline vec<R, 2> name(vec<T, 2> a) { return {name(a.x), name(a.y)}; }            \
-  inline vec<R, 3> name(vec<T, 3> a) { return {name(a.x), name(a.y), name(a.z)}; } \
-  inline vec<R, 4> name(vec<T, 4> a) { return {name(a.x), name(a.y), name(a.z), name(a.w)}; }
-#define MPSK_LIFT2_TO(R, T, name)                                                                        \
-  inline vec<R, 2> name(vec<T, 2> a, vec<T, 2> b) { return {MPSK_CALL2(name, x), MPSK_CALL2(name, y)}; } \
-  inline vec<R, 3> name(vec<T, 3> a, vec<T, 3> b) {                                                      \
-    return {MPSK_CALL2(name, x), MPSK_CALL2(name, y), MPSK_CALL2(name, z)};                              \
-  }                                                                                                      \
-  inline vec<R, 4> name(vec<T, 4> a, vec<T, 4> b) {                                                      \
-    return {MPSK_CALL2(name, x), MPSK_CALL2(name, y), MPSK_CALL2(name, z), MPSK_CALL2(name, w)};         \
+#define MPSK_LIFT1_TO(R, T, name)                                                           \
+  inline vec<R, 2> name(vec<T, 2> a) { return vec<R, 2>(name(a.x), name(a.y)); }            \
+  inline vec<R, 3> name(vec<T, 3> a) { return vec<R, 3>(name(a.x), name(a.y), name(a.z)); } \
+  inline vec<R, 4> name(vec<T, 4> a) { return vec<R, 4>(name(a.x), name(a.y), name(a.z), name(a.w)); }
+#define MPSK_LIFT2_TO(R, T, name)                                                                                 \
+  inline vec<R, 2> name(vec<T, 2> a, vec<T, 2> b) { return vec<R, 2>(MPSK_CALL2(name, x), MPSK_CALL2(name, y)); } \
+  inline vec<R, 3> name(vec<T, 3> a, vec<T, 3> b) {                                                               \
+    return vec<R, 3>(MPSK_CALL2(name, x), MPSK_CALL2(name, y), MPSK_CALL2(name, z));                              \
+  }                                                                                                               \
+  inline vec<R, 4> name(vec<T, 4> a, vec<T, 4> b) {                                                               \
+    return vec<R, 4>(MPSK_CALL2(name, x), MPSK_CALL2(name, y), MPSK_CALL2(name, z), MPSK_CALL2(name, w));         \
   }
-#define MPSK_LIFT3_TO(C, T, name)                                                                                     \
-  inline vec<T, 2> name(vec<T, 2> a, vec<T, 2> b, vec<C, 2> c) { return {MPSK_CALL3(name, x), MPSK_CALL3(name, y)}; } \
-  inline vec<T, 3> name(vec<T, 3> a, vec<T, 3> b, vec<C, 3> c) {                                                      \
-    return {MPSK_CALL3(name, x), MPSK_CALL3(name, y), MPSK_CALL3(name, z)};                                           \
-  }                                                                                                                   \
-  inline vec<T, 4> name(vec<T, 4> a, vec<T, 4> b, vec<C, 4> c) {                                                      \
-    return {MPSK_CALL3(name, x), MPSK_CALL3(name, y), MPSK_CALL3(name, z), MPSK_CALL3(name, w)};                      \
+#define MPSK_LIFT3_TO(C, T, name)                                                                         \
+  inline vec<T, 2> name(vec<T, 2> a, vec<T, 2> b, vec<C, 2> c) {                                          \
+    return vec<T, 2>(MPSK_CALL3(name, x), MPSK_CALL3(name, y));                                           \
+  }                                                                                                       \
+  inline vec<T, 3> name(vec<T, 3> a, vec<T, 3> b, vec<C, 3> c) {                                          \
+    return vec<T, 3>(MPSK_CALL3(name, x), MPSK_CALL3(name, y), MPSK_CALL3(name, z));                      \
+  }                                                                                                       \
+  inline vec<T, 4> name(vec<T, 4> a, vec<T, 4> b, vec<C, 4> c) {                                          \
+    return vec<T, 4>(MPSK_CALL3(name, x), MPSK_CALL3(name, y), MPSK_CALL3(name, z), MPSK_CALL3(name, w)); \
   }
 #define MPSK_CALL2(name, i) name(a.i, b.i)
 #define MPSK_CALL3(name, i) name(a.i, b.i, c.i)
