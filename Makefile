@@ -2,6 +2,7 @@
 # make test    the tests (make test-all: also the slow ones)
 # make lint    what CI checks; make format applies it
 # make bench   our ops against stock torch; make bench-simulator: the simulator itself
+# make macos-wheel  the wheels for macOS, cross-built on Linux; make macos-check: all that can be proved of them there
 # make build   the native parts only; make clean removes everything that was built
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ STAMP := $(VENV)/.mpskernels-requirements
 PYTEST := $(PY) -m pytest -q
 CPP = git ls-files -co --exclude-standard -- '*.h' '*.cpp' '*.mm' '*.metal'
 
-.PHONY: demo test test-all lint format bench bench-simulator build setup clean
+.PHONY: demo test test-all lint format bench bench-simulator macos-wheel macos-check build setup clean
 
 demo: build
 	$(PY) -m mpskernels demo
@@ -38,6 +39,12 @@ bench: build
 bench-simulator: build
 	$(PY) -m bench.bench_simulator
 
+macos-wheel: $(STAMP)-macos
+	$(PY) -m macos.build $(ARGS)
+
+macos-check: $(STAMP)-macos
+	$(PY) -m macos.check
+
 build: setup
 	@echo "==> Native build (ninja; nothing to do when nothing changed)"
 	$(PY) setup.py -q build_ext --inplace
@@ -50,6 +57,10 @@ $(STAMP): requirements.txt
 	@echo "==> Virtual environment $(VENV) with the packages of requirements.txt"
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q -r requirements.txt
+	@touch $@
+
+$(STAMP)-macos: $(STAMP) macos/requirements.txt
+	$(PY) -m pip install -q -r macos/requirements.txt
 	@touch $@
 
 clean:

@@ -85,7 +85,9 @@ class Build:
         if MACOS:
             target = "-arch arm64 -mmacosx-version-min=14.0"
             self.cxx = program("clang++", "xcode-select --install")
-            objcxx = f"{target} -std=c++20 -fno-objc-arc -O2 -Wall -Wextra -Wshadow -Werror {includes}"
+            # A newer Xcode may warn of what none of us has seen: that must fail our checks, but not an installation.
+            warnings = "-Wall -Wextra -Wshadow" + (" -Werror" if os.environ.get("CI") else "")
+            objcxx = f"{target} -std=c++20 -fno-objc-arc -O2 {warnings} {includes}"
             self.flags = {".mm": objcxx}
             self.ldflags = (
                 f"{target} -bundle -undefined dynamic_lookup {torch_libs} "
@@ -237,8 +239,9 @@ class BuildNative(build_ext):
         return {}
 
 
-setup(
-    ext_modules=[Extension("mpskernels._C", sources=[])],
-    cmdclass={"build_ext": BuildNative},
-    install_requires=[f"torch=={torch_minor()}.*"],
-)
+if __name__ == "__main__":
+    setup(
+        ext_modules=[Extension("mpskernels._C", sources=[])],
+        cmdclass={"build_ext": BuildNative},
+        install_requires=[f"torch=={torch_minor()}.*"],
+    )

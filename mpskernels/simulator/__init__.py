@@ -38,11 +38,11 @@ def chip() -> Chip:
     """The chip that the device stands for.
 
     Raises:
-        RuntimeError: MPSK_SIMULATE names no chip.
+        RuntimeError: MPSK_SIMULATE names no chip, or MPSK_THREADS is no positive number.
     """
     return Chip(**_simulator.facts())
 
 
-chip()  # an unknown one is refused here, before any work
+chip()  # a wrong MPSK_SIMULATE or MPSK_THREADS is refused here, before any work
 install()
 atexit.register(_simulator.shut_down)

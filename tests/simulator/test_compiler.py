@@ -150,6 +150,31 @@ def test_max_total_threads_attribute():
     assert library.sized_4.max_threads_per_threadgroup == 128
 
 
+def test_kernels_of_one_name_and_deduced_arguments():
+    source = """
+    template <typename T, int N>
+    [[kernel, max_total_threads_per_threadgroup(N * 32)]] void k(device float* out) { out[0] = N; }
+    template <typename T, typename U, int N>
+    [[kernel, max_total_threads_per_threadgroup(N * 64)]] void k(device float* out, constant U& x) { out[0] = N + x; }
+    template <typename T> kernel void deduced(device T* out, uint i [[thread_position_in_grid]]) { out[i] = sizeof(T); }
+    template [[host_name("two")]] [[kernel]] decltype(k<half, 4>) k<half, 4>;
+    template [[host_name("three")]] [[kernel]] void k<half, float, 1>(device float*, constant float& x);
+    template [[host_name("half")]] kernel void deduced(device half* out, uint i);
+    template [[host_name("int")]] kernel void deduced(device int* out, uint i [[thread_position_in_grid]]);
+    """
+    library = simulator.compile_shader(PREFIX + source)
+    out = torch.zeros(1, device="mps")
+    library.two(out)
+    assert out.item() == 4
+    library.three(out, 5.0)
+    assert out.item() == 6
+    assert [library.two.max_threads_per_threadgroup, library.three.max_threads_per_threadgroup] == [128, 64]
+    for name, dtype, size in (("half", torch.float16, 2), ("int", torch.int32, 4)):
+        out = torch.zeros(3, dtype=dtype, device="mps")
+        getattr(library, name)(out)
+        assert out.tolist() == [size] * 3
+
+
 # --- Memory -----------------------------------------------------------------------------------------------------------
 
 
@@ -223,6 +248,48 @@ def test_program_scope_constants():
     assert run(source, count=10, threads=1, group_size=1) == [3.5, 4, 0.5, 15.5, 1, 0, 5.5, 1, 8.5, 11]
 
 
+def test_a_kernel_needs_only_the_function_constants_that_it_reaches():
+    source = """
+    constant int size [[function_constant(0)]];
+    constant int twice = size * 2;
+    float helper(float x) { return x; }
+    float sized(float x) { return x * twice; }
+    kernel void without(device float* out) { float x = helper(2); out[0] = x; (void)x; }
+    kernel void needs(device float* out) { out[0] = sized(2); }
+    """
+    library = simulator.compile_shader(PREFIX + source)
+    out = torch.zeros(1, device="mps")
+    library.without(out)
+    assert out.item() == 2
+    with pytest.raises(RuntimeError, match=r"'size' .* needs a value"):
+        library.needs(out)
+
+
+def test_forms_of_program_scope_constants():
+    source = """
+    struct Log {
+      constant char* name; int level;
+      constexpr Log(constant char* text, int n) constant : name(text), level(n) {}
+      int first() const constant { return name[0] + level; }
+    };
+    constant Log logger("abc", 2);
+    constant float braced[] {1, 2.5};
+    constant int scalar = 7;
+    template <int N> struct Table {};
+    template <> struct Table<3> { static constant constexpr const float rows[2][2] = {{1, 2}, {3, 4}}; };
+    constant constexpr const float Table<3>::rows[2][2];
+    int referred(device float*, const constant int& n) { return n; }
+    int text(constant char* s) { return s[1]; }
+    kernel void k(device float* out) {
+      int sized[scalar];
+      sized[6] = referred(out, scalar);
+      out[0] = logger.first(); out[1] = braced[1]; out[2] = Table<3>::rows[1][0]; out[3] = sized[6];
+      out[4] = text("ab" "c");
+    }
+    """
+    assert run(source, count=5, threads=1, group_size=1) == [ord("a") + 2, 2.5, 3, 7, ord("b")]
+
+
 def test_address_spaces_choose_overloads_and_specialisations():
     source = """
     int f(device float*) { return 1; }
@@ -271,6 +338,56 @@ def test_structs_with_methods():
     out = torch.zeros(5, device="mps")
     simulator.compile_shader(PREFIX + source).k(out, torch.zeros(1, dtype=torch.int32, device="mps"), threads=1)
     assert out.tolist() == [7, 107, 35, 8, 7]
+
+
+def test_templates_that_compare_and_choose():
+    source = """
+    template <typename T, metal::enable_if_t<sizeof(T) < 8, bool> = true> int small(T) { return 1; }
+    template <typename T, metal::enable_if_t<(sizeof(T) >= 8), bool> = true> int small(T) { return 0; }
+    template <int N, metal::enable_if_t<N < 3, int> = 0> int few() { return 1; }
+    template <int N, metal::enable_if_t<(N > 2), int> = 0> int few() { return 0; }
+    template <typename T> using Step = void (*)(thread T&, T);
+    template <typename T> void add(thread T& x, T y) { x += y; }
+    template <typename T, Step<T> step> T twice(T x) { step(x, x); return x; }
+    template <typename T, T (*f)(T)> T apply(T x) { return f(x); }
+    template <typename T> T next(T x) { return x + 1; }
+    kernel void k(device float* out) {
+      out[0] = small(1) + small(1l); out[1] = few<2>() + few<3>();
+      out[2] = twice<float, add<float>>(3); out[3] = apply<int, next<int>>(4);
+    }
+    """
+    assert run(source, count=4, threads=1, group_size=1) == [1, 1, 6, 5]
+
+
+def test_objects_that_stand_for_integers():
+    source = """
+    template <typename T, T v> struct value_of {
+      using type = T;
+      constexpr operator type() const thread noexcept { return v; }
+    };
+    template <int v> using Int = value_of<int, v>;
+    template <typename P, typename Step> float walk(P p, Step step, int n) {
+      float sum = 0;
+      for (int i = 0; i < n; i++, p += step) sum += *p;
+      p -= step;
+      return sum * 100 + *p;
+    }
+    template <int D> struct Nested {
+      int depth;
+      Nested<D - 1> inner;
+      Nested(int d) thread : depth(d), inner(d - 1) {}
+      int total() { return depth + inner.total(); }
+    };
+    template <> struct Nested<1> { int depth; Nested(int d) thread : depth(d) {} int total() { return depth; } };
+    template <class A, class B> float sum(A a, B b) { return a + b; }
+    kernel void k(device float* out) {
+      for (int i = 0; i < 6; i++) out[i] = i;
+      float by_object = walk(out, Int<2>{}, 3), by_number = walk(out + 1, 2, 2);
+      Nested<3> nested(5);
+      out[0] = by_object; out[1] = by_number; out[2] = nested.total(); out[3] = sum(1.5f, 2);
+    }
+    """
+    assert run(source, count=4, threads=1, group_size=1) == [604, 403, 12, 3.5]
 
 
 # --- Includes, line numbers, the program ----------------------------------------------------------------------------------
@@ -371,6 +488,28 @@ REFUSED = {
         "template <typename T> kernel void f(device T* p) {} "
         'template [[host_name("x")]] kernel void f<float>(device half*);',
         "does not refer|error",
+    ),
+    "instantiation with too many arguments": (
+        "template <typename T, int N = 1> kernel void f(device T* p) {} "
+        'template [[host_name("x")]] [[kernel]] decltype(f<float, 1, 2>) f<float, 1, 2>;',
+        "not a kernel template with these arguments",
+    ),
+    "instantiation that may be of two templates": (
+        "template <int N> kernel void f(device float* p) {} "
+        "template <int N, int M = 0> kernel void f(device half* p) {} "
+        'template [[host_name("x")]] kernel void f<1>(device half* p);',
+        "may be any of 2",
+    ),
+    "instantiation of a kernel that is no template": (
+        'kernel void f(device float* p) {} template [[host_name("x")]] kernel void f<1>(device float* p);',
+        "not a kernel template with these arguments",
+    ),
+    "unfinished declaration": ("constant float x", "ends inside a declaration"),
+    "coherent before Metal 3.2": ("kernel void k(coherent(device) device float* p) {}", "coherent needs"),
+    "text outside constant": ("void f(device char* s); " + KERNEL.format('f("a");'), "no matching function"),
+    "call through another address space": (
+        "struct S { int x; int get() { return x; } }; kernel void k(device S& s, device int* out) { *out = s.get(); }",
+        "cannot initialize object parameter",
     ),
     "simdgroup_matrix of another size": (KERNEL.format("simdgroup_matrix<float, 4, 4> m;"), "8x8"),
     "simdgroup_matrix of int": (KERNEL.format("simdgroup_matrix<int, 8, 8> m;"), "element type"),

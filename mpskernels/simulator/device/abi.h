@@ -58,10 +58,16 @@ struct mpsk_thread {
   unsigned simdgroup;  // simdgroup_index_in_threadgroup
 };
 
+#define MPSK_MAX_CALLS 14u
+
 struct mpsk_slot {
   const mpsk_thread* running;
   // Whether the thread passes by the operations on matrices that the first lane performs for its simdgroup.
   unsigned long passes_by;
+  // Places in the source, growing with it: the operation or call that the thread is at, and the calls that led there.
+  unsigned place;
+  unsigned depth;
+  unsigned calls[MPSK_MAX_CALLS];
 };
 
 enum mpsk_argument_kind {

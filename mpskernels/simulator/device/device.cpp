@@ -200,9 +200,11 @@ void Pipeline::activate() const {
 unsigned worker_count() {
   static const unsigned count = [] {
     const char* asked = std::getenv("MPSK_THREADS");
-    const unsigned wanted =
-        asked ? static_cast<unsigned>(std::max(1, std::atoi(asked))) : std::thread::hardware_concurrency();
-    return std::clamp(wanted, 1u, 16u);
+    if (asked == nullptr || *asked == '\0') return std::clamp(std::thread::hardware_concurrency(), 1u, 16u);
+    const bool digits = std::string_view(asked).find_first_not_of("0123456789") == std::string_view::npos;
+    const unsigned long long wanted = digits ? std::strtoull(asked, nullptr, 10) : 0;
+    if (wanted == 0) throw Error("MPSK_THREADS=" + std::string(asked) + " is no positive number");
+    return static_cast<unsigned>(std::min(wanted, 16ull));
   }();
   return count;
 }

@@ -1,6 +1,7 @@
 #include "executor.h"
 
 #include <algorithm>
+#include <compare>
 #include <cstdlib>
 #include <utility>
 
@@ -94,8 +95,11 @@ void Worker::lane_main(Fiber::Transfer from) {
   for (;;) {
     Lane* const lane = worker.current_;
     lane->fiber = worker.running_;
-    worker.stacks_.slot(static_cast<size_t>(lane->fiber - worker.fibers_.data())) = {&lane->thread,
-                                                                                     lane->thread.lane != 0};
+    mpsk_slot& slot = worker.stacks_.slot(static_cast<size_t>(lane->fiber - worker.fibers_.data()));
+    slot.running = &lane->thread;
+    slot.passes_by = lane->thread.lane != 0;
+    slot.place = slot.depth = 0;
+    lane->slot = &slot;
     worker.kernel_->entry(&lane->thread, worker.slots_);
     lane->state = LaneState::ended;
     Lane* const next = worker.next();
@@ -158,27 +162,47 @@ Lane* Worker::next() {
   }
 }
 
+namespace {
+
+bool waits_for_simdgroup(const Lane& lane) {
+  return lane.state == LaneState::simd || lane.state == LaneState::simdgroup_barrier;
+}
+
+// The order of the source: of the calls that led to where the lanes wait, then of the operations. Operations at one
+// place of the source are told apart by their code.
+std::strong_ordering in_source(const Lane& a, const Lane& b) {
+  const mpsk_slot &x = *a.slot, &y = *b.slot;
+  const auto place = [](const mpsk_slot& slot, unsigned i) { return i < slot.depth ? slot.calls[i] : slot.place; };
+  const unsigned shared = std::min({x.depth, y.depth, MPSK_MAX_CALLS});
+  for (unsigned i = 0; i <= shared && i < MPSK_MAX_CALLS; ++i) {
+    if (const auto order = place(x, i) <=> place(y, i); order != 0) return order;
+  }
+  if (const auto order = x.place <=> y.place; order != 0) return order;
+  return a.site <=> b.site;
+}
+
+}  // namespace
+
 bool Worker::release_simd(const Simdgroup& simdgroup) {
   Lane* const lanes = &lanes_[simdgroup.first];
-  const void* site = nullptr;
+  const Lane* first = nullptr;
   for (unsigned i = 0; i < simdgroup.count; ++i) {
-    const LaneState state = lanes[i].state;
-    if (state != LaneState::simd && state != LaneState::simdgroup_barrier) continue;
-    if (!site || lanes[i].site < site) site = lanes[i].site;
+    if (waits_for_simdgroup(lanes[i]) && (!first || in_source(lanes[i], *first) < 0)) first = &lanes[i];
   }
-  if (!site) return false;
+  if (!first) return false;
   unsigned active = 0, live = 0;
-  LaneState kind{};
   void* payloads[MPSK_SIMD_WIDTH];
+  const LaneState kind = first->state;
   for (unsigned i = 0; i < simdgroup.count; ++i) {
     Lane& lane = lanes[i];
     payloads[i] = nullptr;
     if (lane.state != LaneState::ended) live |= 1u << i;
-    if (lane.site != site || (lane.state != LaneState::simd && lane.state != LaneState::simdgroup_barrier)) continue;
+    if (!waits_for_simdgroup(lane) || in_source(lane, *first) != 0) continue;
     active |= 1u << i;
-    kind = lane.state;
     payloads[i] = lane.payload;
-    lane.state = LaneState::ready;
+  }
+  for (unsigned i = 0; i < simdgroup.count; ++i) {
+    if (active >> i & 1) lanes[i].state = LaneState::ready;
   }
   current_ = &lanes[std::countr_zero(active)];
   if (kind == LaneState::simdgroup_barrier) {

@@ -27,6 +27,7 @@ struct Lane {
   mpsk_thread thread;  // first: a kernel's mpsk_thread* is a Lane*
   LaneState state = LaneState::unstarted;
   Fiber* fiber = nullptr;
+  const mpsk_slot* slot = nullptr;
   const void* site = nullptr;  // where it waits: a return address into the kernel
   void* payload = nullptr;     // its operand of the simd operation that it waits at
   Combine combine = nullptr;

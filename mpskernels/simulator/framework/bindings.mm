@@ -36,7 +36,7 @@ class Kernel {
               std::array<size_t, 3> group) const {
     const py::gil_scoped_release release;
     at::mps::MPSStream* stream = at::mps::getCurrentMPSStream();
-    dispatch_sync(stream->queue(), ^{
+    at::mps::dispatch_sync_with_rethrow(stream->queue(), ^{
       id<MTLComputeCommandEncoder> encoder = stream->commandEncoder();
       [encoder setComputePipelineState:state_.get()];
       for (size_t i = 0; i < arguments.size(); ++i) bind(encoder, arguments[i], i);
@@ -55,7 +55,12 @@ class Kernel {
       [encoder setBytes:bytes->data() length:bytes->size() atIndex:index];
     } else if (const auto* tensor = std::get_if<at::Tensor>(&argument)) {
       TORCH_CHECK(tensor->is_mps(), "argument ", index, ": expected a tensor on device mps, got ", tensor->device());
-      [encoder setBuffer:tensor->numel() == 0 ? nil : __builtin_bit_cast(id<MTLBuffer>, tensor->storage().data())
+      if (tensor->numel() == 0) {  // its storage may be null, which is not a valid binding
+        static constexpr std::byte zeros[16] = {};
+        [encoder setBytes:zeros length:sizeof zeros atIndex:index];
+        return;
+      }
+      [encoder setBuffer:__builtin_bit_cast(id<MTLBuffer>, tensor->storage().data())
                   offset:static_cast<NSUInteger>(tensor->storage_offset()) * tensor->element_size()
                  atIndex:index];
     }

@@ -311,7 +311,7 @@ struct Slot {
 
   explicit operator bool() const { return buffer || bytes; }
   device::Binding binding() const {
-    if (buffer) return {static_cast<std::byte*>([buffer.get() contents]) + offset, [buffer.get() length] - offset};
+    if (buffer) return {[buffer.get() memory] + offset, [buffer.get() length] - offset};
     return {const_cast<std::byte*>(bytes.get()), length};
   }
 };

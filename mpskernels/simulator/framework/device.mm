@@ -46,7 +46,7 @@ size_t available_memory() {
 
 }  // namespace
 
-void invalid(const std::string& message) { throw std::runtime_error(message); }
+void invalid(const std::string& message) { throw Misuse(message); }
 
 id fail(NSError** error, NSString* domain, NSInteger code, const std::string& message) {
   if (error != nullptr) {
@@ -145,7 +145,7 @@ extern "C" id<MTLDevice> MTLCreateSystemDefaultDevice(void) { return [[MPSKDevic
 
 - (id<MTLBuffer>)newBufferWithBytes:(const void*)pointer length:(NSUInteger)length options:(MTLResourceOptions)options {
   MPSKBuffer* buffer = [[MPSKBuffer alloc] initWithLength:length options:options];
-  std::memcpy([buffer contents], pointer, length);
+  std::memcpy([buffer memory], pointer, length);
   return buffer;
 }
 
@@ -303,7 +303,11 @@ extern "C" id<MTLDevice> MTLCreateSystemDefaultDevice(void) { return [[MPSKDevic
   [super dealloc];
 }
 
+// The processor has no way to the memory that a GPU keeps to itself.
 - (void*)contents {
+  return [self storageMode] == MTLStorageModePrivate ? nullptr : _contents;
+}
+- (std::byte*)memory {
   return _contents;
 }
 - (NSUInteger)length {

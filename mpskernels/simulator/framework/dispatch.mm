@@ -1,4 +1,5 @@
 // Serial queues, in the place of libdispatch: a mutex that knows its owner.
+#include <c10/util/Exception.h>
 #include <dispatch/dispatch.h>
 
 #include <atomic>
@@ -54,6 +55,24 @@ class Entered {
   mpsk_dispatch_queue& queue_;
 };
 
+// libdispatch's frames do not unwind.
+template <class Work>
+void run_contained(const Work& work) {
+  std::string what = "it is no std::exception";
+  try {
+    work();
+    return;
+  } catch (const mpsk::Misuse&) {
+    throw;
+  } catch (const c10::Error& error) {
+    what = error.what_without_backtrace();
+  } catch (const std::exception& error) {
+    what = error.what();
+  } catch (...) {
+  }
+  mpsk::invalid("an exception left a dispatch block, which ends the process on a Mac: " + what);
+}
+
 template <class Work>
 void run_once(dispatch_once_t* predicate, const Work& work) {
   std::atomic_ref<dispatch_once_t> done(*predicate);
@@ -61,7 +80,7 @@ void run_once(dispatch_once_t* predicate, const Work& work) {
   static std::recursive_mutex mutex;
   std::scoped_lock lock(mutex);
   if (done.load(std::memory_order_relaxed) != 0) return;
-  work();
+  run_contained(work);
   done.store(~0l, std::memory_order_release);
 }
 
@@ -93,13 +112,13 @@ const char* dispatch_queue_get_label(dispatch_queue_t queue) { return queue->lab
 void dispatch_sync_f(dispatch_queue_t queue, void* context, dispatch_function_t work) {
   Entered entered(queue);
   mpsk::AutoreleasePool pool;
-  work(context);
+  run_contained([&] { work(context); });
 }
 
 void dispatch_sync(dispatch_queue_t queue, dispatch_block_t block) {
   Entered entered(queue);
   mpsk::AutoreleasePool pool;
-  block();
+  run_contained(block);
 }
 
 void dispatch_assert_queue(dispatch_queue_t queue) {
@@ -120,7 +139,7 @@ dispatch_data_t mpsk_dispatch_data_create(const void* buffer, size_t size) {
 
 dispatch_data_t dispatch_data_create(const void* buffer, size_t size, dispatch_queue_t, dispatch_block_t destructor) {
   dispatch_data_t data = mpsk_dispatch_data_create(buffer, size);
-  if (destructor != nullptr) destructor();
+  if (destructor != nullptr) run_contained(destructor);
   return data;
 }
 

@@ -86,8 +86,10 @@ struct mpsk_constant_values {
 }
 
 - (void)setConstantValues:(const void*)values type:(MTLDataType)type withRange:(NSRange)range {
-  if (range.location + range.length > 65536) {
-    invalid("function constant: index " + std::to_string(range.location + range.length - 1) + " is above 65535");
+  constexpr NSUInteger count = 65536;
+  if (range.length > count || range.location > count - range.length) {
+    invalid("function constants: " + std::to_string(range.length) + " values from index " +
+            std::to_string(range.location) + " on reach above 65535");
   }
   const size_t size = describe(type).size;
   const auto* bytes = static_cast<const std::byte*>(values);

@@ -53,7 +53,10 @@ inline NSString* string(std::string_view utf8) {
   return [[[NSString alloc] initWithBytes:utf8.data() length:utf8.size() encoding:NSUTF8StringEncoding] autorelease];
 }
 
-// A use that Apple's API validation stops.
+// A use that Apple's API validation stops. There it is no exception, so it may leave a dispatch block here.
+struct Misuse final : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
 [[noreturn]] void invalid(const std::string& message);
 
 // Stores an autoreleased NSError where the caller asked for one; returns nil for `return fail(...)`.
@@ -101,6 +104,7 @@ void refuse_in_bad_fork();
                    length:(NSUInteger)length
                   options:(MTLResourceOptions)options
               deallocator:(void (^)(void* pointer, NSUInteger length))deallocator;
+- (std::byte*)memory;  // of any storage mode
 @end
 
 @interface MPSKLibrary : NSObject <MTLLibrary> {

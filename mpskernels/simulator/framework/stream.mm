@@ -2,6 +2,7 @@
 #include <ATen/mps/MPSStream.h>
 
 #include <deque>
+#include <exception>
 #include <mutex>
 
 #include "objects.h"
@@ -39,14 +40,32 @@ void wait_for_oldest(Pending& state) {
   if (state.error.empty()) state.error = [oldest.get() errorText];
 }
 
+// Runs on the queue; exceptions go round it, as none may leave what a queue runs.
+template <class Work>
+void sync_with_rethrow(dispatch_queue_t queue, const Work& work) {
+  struct Call {
+    const Work& work;
+    std::exception_ptr failure;
+  } call{work, nullptr};
+  dispatch_sync_f(queue, &call, [](void* context) {
+    auto& [todo, failure] = *static_cast<Call*>(context);
+    try {
+      todo();
+    } catch (...) {
+      failure = std::current_exception();
+    }
+  });
+  if (call.failure) std::rethrow_exception(call.failure);
+}
+
 // Runs on the queue, entering it where the caller has not.
 template <class Work>
-void on_queue(dispatch_queue_t queue, Work work) {
+void on_queue(dispatch_queue_t queue, const Work& work) {
   if (mpsk::on_queue(queue)) {
     const AutoreleasePool pool;
     work();
   } else {
-    dispatch_sync_f(queue, &work, [](void* context) { (*static_cast<Work*>(context))(); });
+    sync_with_rethrow(queue, work);
   }
 }
 
@@ -144,7 +163,7 @@ MPSStream* getCurrentMPSStream() { return MPSStreamImpl::getInstance(); }
 
 MPSStream* getDefaultMPSStream() { return MPSStreamImpl::getInstance(); }
 
-void dispatch_sync_with_rethrow(dispatch_queue_t queue, void (^block)()) { dispatch_sync(queue, block); }
+void dispatch_sync_with_rethrow(dispatch_queue_t queue, void (^block)()) { sync_with_rethrow(queue, block); }
 
 MPSDevice* MPSDevice::_device = nullptr;
 
@@ -181,7 +200,7 @@ void* new_buffer(size_t bytes) {
 
 void release_buffer(void* buffer) { [static_cast<id>(buffer) release]; }
 
-void* buffer_contents(void* buffer) { return [static_cast<MPSKBuffer*>(buffer) contents]; }
+void* buffer_contents(void* buffer) { return [static_cast<MPSKBuffer*>(buffer) memory]; }
 
 size_t recommended_working_set() { return recommended_working_set(chip()); }
 

@@ -198,7 +198,7 @@ Tensor empty(at::IntArrayRef size, std::optional<at::ScalarType> dtype, std::opt
   check_dtype(type);
   TORCH_CHECK(c10::layout_or_default(layout) == at::kStrided, "mps: only the strided layout is supported");
   TORCH_CHECK(!c10::pinned_memory_or_default(pin_memory), "mps: only CPU memory can be pinned");
-  TORCH_CHECK(c10::device_or_default(device).index() <= 0, "mps: there is one device, got index ", device->index());
+  TORCH_CHECK(c10::device_or_default(device).index() <= 0, "mps: there is one device, mps:0, got ", *device);
   return at::detail::empty_generic(size, &allocator(), c10::DispatchKeySet(c10::DispatchKey::MPS), type, memory_format);
 }
 
@@ -597,7 +597,7 @@ struct Hooks final : at::MPSHooksInterface {
   c10::DeviceIndex deviceCount() const override { return 1; }
   c10::DeviceIndex getCurrentDevice() const override { return 0; }
   void setCurrentDevice(c10::DeviceIndex device) const override {
-    TORCH_CHECK(device <= 0, "Expected device mps:0, got index ", device);
+    TORCH_CHECK(device <= 0, "Expected device mps:0, got index ", static_cast<int>(device));
   }
   c10::DeviceIndex exchangeDevice(c10::DeviceIndex) const override { return 0; }
   c10::DeviceIndex maybeExchangeDevice(c10::DeviceIndex) const override { return 0; }

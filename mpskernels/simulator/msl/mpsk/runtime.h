@@ -31,6 +31,27 @@ struct remove_const<const T> {
   using type = T;
 };
 
+// --- Places in the source ----------------------------------------------------------------------------------------------
+// See compiler/convergence.py.
+
+__attribute__((always_inline)) inline void at(unsigned place) { stack_slot().place = place; }
+
+struct frame {
+  __attribute__((always_inline)) frame() {
+    mpsk_slot& slot = stack_slot();
+    if (slot.depth < MPSK_MAX_CALLS) slot.calls[slot.depth] = slot.place;
+    ++slot.depth;
+  }
+  __attribute__((always_inline)) ~frame() { --stack_slot().depth; }
+};
+
+inline void nothing(void* const*, unsigned) {}
+
+__attribute__((always_inline, convergent)) inline void join(unsigned place) {
+  at(place);
+  mpsk_simd(nullptr, &nothing);
+}
+
 // --- Arguments of kernels
 // ---------------------------------------------------------------------------------------------
 

@@ -20,8 +20,8 @@ typedef long dispatch_once_t;
 dispatch_queue_t dispatch_queue_create(const char* label, dispatch_queue_attr_t attr);
 const char* dispatch_queue_get_label(dispatch_queue_t queue);
 
-// Runs the work now, alone on its queue. A C++ exception leaves through the call. Where the caller already is on that
-// queue a Mac waits for ever; here std::runtime_error is thrown.
+// Runs the work now, alone on its queue. Two mistakes throw std::runtime_error here: to be on that queue already, where
+// a Mac waits for ever; and work that lets a C++ exception out, which ends the process on a Mac.
 void dispatch_sync_f(dispatch_queue_t queue, void* context, dispatch_function_t work);
 
 // Throws std::runtime_error where the caller is not on the queue (a Mac stops the process).

@@ -1,0 +1,126 @@
+"""Tells the device where in the source each lane waits, so that lanes that took different ways meet where their ways do.
+
+On the hardware, lanes that a branch has parted go on together behind it, and a loop's lanes start each iteration together.
+The device sees only lanes that wait at simd operations. It lets those go first that are earliest in the source, which is
+right if
+
+- it knows every operation's place, and for one inside a function also the places of the calls that led there: `at(n)`
+  before operations and calls, and a `frame` in functions that reach an operation;
+- no lane runs ahead into the next iteration of a loop, where the same operation is behind and before the others: `join(n)`
+  at the end of the iterations of loops in which a lane can pass an operation by.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from .source import Source
+
+_SIMD = re.compile(
+    r"(simd|quad)_(sum|product|min|max|and|or|xor|all|any|ballot|broadcast|broadcast_first|is_first|active_threads_mask"
+    r"|shuffle(_\w+)?|prefix_\w+)|simdgroup_barrier"
+)
+_BRANCHES = {"if", "?", "switch", "continue", "break", "return", "while", "for", "do", "&&", "||"}
+_BEFORE_EXPRESSION = {"return", "else", "do", "case"}
+
+
+def _is_simd(text: str) -> bool:
+    return _SIMD.fullmatch(text) is not None
+
+
+class Convergence:
+    """Marks one translation unit, given the indices of the `{` of its functions and of those that are kernels."""
+
+    def __init__(self, source: Source, bodies: set[int], kernels: set[int]):
+        self.source = source
+        self.tokens = source.tokens
+        self.names = {body: self._name(body) for body in bodies}
+        self.kernels = kernels
+        self.reaching = self._functions_that_reach(_is_simd)  # an operation of the simdgroup
+        self.marked = self.reaching | self._functions_that_reach("threadgroup_barrier".__eq__)
+        self.branching = self.reaching & self._functions_that_reach(_BRANCHES.__contains__)
+
+    def _name(self, body: int) -> str:
+        """Of the function whose body opens here."""
+        k = body - 1
+        while self.tokens[k].text != ")":
+            k -= 1
+        return self.tokens[self.source.match[k] - 1].text
+
+    def _functions_that_reach(self, wanted: Callable[[str], bool]) -> set[str]:
+        """Names of the functions with such a token in their bodies, and of all that call one."""
+        words = {body: {t.text for t in self.tokens[body : self.source.match[body]]} for body in self.names}
+        found = {self.names[body] for body, texts in words.items() if any(map(wanted, texts))}
+        while more := {self.names[body] for body, texts in words.items() if texts & found} - found:
+            found |= more
+        return found
+
+    def mark(self) -> None:
+        for body, name in self.names.items():
+            if body not in self.kernels and name in self.marked:
+                self.source.insert_after(body, " mpsk::frame mpsk_frame;")
+            for i in range(body + 1, self.source.match[body]):
+                text = self.tokens[i].text
+                if text in ("for", "while", "do"):
+                    self._loop(i)
+                elif _is_simd(text) or text == "threadgroup_barrier" or text in self.marked:
+                    self._call(i)
+
+    def _call(self, i: int) -> None:
+        """`a.f<T>(x)` becomes `(at(n), a.f<T>(x))`."""
+        tokens, opened = self.tokens, i + 1
+        if tokens[opened].text == "<":
+            opened = self.source.skip_template_arguments(opened, len(tokens))
+        if tokens[opened].text != "(":
+            return
+        start = i
+        while tokens[start - 1].text in (".", "->", "::"):
+            start -= 2
+            while tokens[start].text in (")", "]"):
+                start = self.source.match[start] - 1
+        before = tokens[start - 1]
+        if before.kind == "name" and before.text not in _BEFORE_EXPRESSION:
+            return  # a declaration
+        if (
+            before.text == ">"
+            and tokens[self.source.template_arguments_start(start - 1) - 1].text in self.source.type_names
+        ):
+            return  # likewise
+        self.source.insert(start, f"(mpsk::at({2 * i}), ")
+        self.source.insert_after(self.source.match[opened], ")")
+
+    def _loop(self, i: int) -> None:
+        tokens = self.tokens
+        opened = i + 1 if tokens[i].text != "do" else self._statement_end(i + 1) + 2
+        closed = self.source.match[opened]
+        end = self._statement_end(closed + 1)
+        inside = {token.text for token in tokens[i + 1 : end + 1]}
+        if not any(_is_simd(text) or text in self.reaching for text in inside):
+            return
+        if not inside & (_BRANCHES | self.branching):
+            return
+        join = f"mpsk::join({2 * end + 1})"
+        if tokens[i].text == "for":
+            step = self.source.end_of_statement(self.source.end_of_statement(opened + 1) + 1)
+            self.source.insert_after(step, f" {join}" + (", " if step + 1 < closed else ""))
+        elif tokens[opened + 2].kind != "name":  # no declaration
+            self.source.insert_after(opened, f"{join}, (")
+            self.source.insert(closed, ")")
+
+    def _statement_end(self, i: int) -> int:
+        """Index of the last token of the statement at i."""
+        tokens, match = self.tokens, self.source.match
+        while tokens[i].text == "[[":
+            i = match[i] + 1
+        if tokens[i].text == "{":
+            return match[i]
+        if tokens[i].text == "do":
+            return self._statement_end(self._statement_end(i + 1) + 1)
+        if tokens[i].text in ("for", "while", "if", "switch"):
+            opened = i + 1 if tokens[i + 1].text == "(" else i + 2  # if constexpr
+            end = self._statement_end(match[opened] + 1)
+            if tokens[i].text == "if" and tokens[end + 1].text == "else":
+                end = self._statement_end(end + 2)
+            return end
+        return self.source.end_of_statement(i)
