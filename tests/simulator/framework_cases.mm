@@ -13,6 +13,11 @@
 #include <thread>
 #include <vector>
 
+namespace mpsk {
+using Compile = std::string (*)(const std::string& source, const std::string& math_mode);
+void set_compiler(Compile compile);
+}  // namespace mpsk
+
 namespace {
 
 id<MTLDevice> device;
@@ -72,6 +77,17 @@ struct Encoding {
   id<MTLCommandBuffer> buffer;
   id<MTLComputeCommandEncoder> encoder;
 };
+
+// The complaint about `work`, which must not have run through.
+template <class Work>
+std::string complaint(const Work& work) {
+  try {
+    work();
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+  return "none";
+}
 
 using Case = std::function<std::string()>;
 
@@ -141,6 +157,86 @@ const std::vector<std::pair<const char*, Case>> cases = {
        e.finish();
        while (calls == 0) std::this_thread::yield();
        return std::to_string(calls);
+     }},
+    {"scheduled_handler_comes_first",
+     [] {
+       static std::string calls;
+       static std::atomic<bool> completed;
+       Encoding e;
+       [e.buffer addCompletedHandler:^(id<MTLCommandBuffer>) {
+         calls += "completed ";
+         completed = true;
+       }];
+       [e.buffer addScheduledHandler:^(id<MTLCommandBuffer> buffer) {
+         calls += [buffer status] < MTLCommandBufferStatusCompleted ? "scheduled " : "late ";
+       }];
+       e.dispatch();
+       e.finish();
+       while (!completed) std::this_thread::yield();
+       return calls;
+     }},
+    {"times_enclose_the_work",
+     [] {
+       Encoding e;
+       const double before = [e.buffer GPUEndTime];
+       e.dispatch();
+       e.finish();
+       return std::string(before == 0 && 0 < [e.buffer GPUStartTime] && [e.buffer GPUStartTime] <= [e.buffer GPUEndTime]
+                              ? "in order"
+                              : "out of order");
+     }},
+    {"buffers_in_a_range",
+     [] {
+       Encoding e;
+       const id<MTLBuffer> buffers[] = {e.x, e.y};
+       const NSUInteger offsets[] = {8, 4};
+       [e.encoder setBuffers:buffers offsets:offsets withRange:NSMakeRange(0, 2)];
+       e.dispatch(2, 2);
+       e.finish();
+       return e.result();
+     }},
+    {"private_memory_is_the_devices_alone",
+     [] {
+       id<MTLBuffer> between = [[device newBufferWithLength:16 options:MTLResourceStorageModePrivate] autorelease];
+       Encoding e;
+       [e.encoder setBuffer:between offset:0 atIndex:1];
+       e.dispatch();
+       [e.encoder setBuffer:between offset:0 atIndex:0];
+       [e.encoder setBuffer:e.y offset:0 atIndex:1];
+       e.dispatch();
+       e.finish();
+       return e.result() + ([between contents] == nullptr ? "nothing to see" : "in sight");
+     }},
+    {"no_copy_uses_the_memory_given",
+     [] {
+       constexpr size_t bytes = 16384;
+       auto* memory = static_cast<float*>(std::aligned_alloc(bytes, bytes));
+       for (int i = 0; i < 4; ++i) memory[i] = 10;
+       static int freed = 0;
+       id<MTLBuffer> buffer = [device newBufferWithBytesNoCopy:memory
+                                                        length:bytes
+                                                       options:0
+                                                   deallocator:^(void* pointer, NSUInteger length) {
+                                                     freed += length == bytes;
+                                                     std::free(pointer);
+                                                   }];
+       @autoreleasepool {
+         Encoding e;
+         [e.encoder setBuffer:buffer offset:0 atIndex:1];
+         e.dispatch();
+         e.finish();
+       }
+       const int last = static_cast<int>(memory[3]), before = freed;
+       [buffer release];
+       return std::to_string(last) + " freed " + std::to_string(before) + " " + std::to_string(freed);
+     }},
+    {"memory_is_given_back",
+     [] {
+       const NSUInteger before = [device currentAllocatedSize];
+       id<MTLBuffer> buffer = [device newBufferWithLength:20000 options:0];
+       const NSUInteger held = [device currentAllocatedSize] - before;
+       [buffer release];
+       return std::to_string(held) + " " + std::to_string([device currentAllocatedSize] - before);
      }},
     {"threadgroup_memory",
      [] {
@@ -435,6 +531,64 @@ const std::vector<std::pair<const char*, Case>> cases = {
        [e.encoder popDebugGroup];
        return "ran";
      }},
+    {"debug_group_left_open",
+     [] {
+       Encoding e;
+       [e.encoder pushDebugGroup:@"group"];
+       [e.encoder endEncoding];
+       return "ran";
+     }},
+    {"enqueue_after_commit",
+     [] {
+       Encoding e;
+       e.finish();
+       [e.buffer enqueue];
+       return "ran";
+     }},
+    {"scheduled_handler_after_commit",
+     [] {
+       Encoding e;
+       e.finish();
+       [e.buffer addScheduledHandler:^(id<MTLCommandBuffer>){
+       }];
+       return "ran";
+     }},
+    {"threadgroup_struct_too_small",
+     [] {
+       Encoding e("shared_struct");
+       [e.encoder setBuffer:e.y offset:0 atIndex:0];
+       [e.encoder setThreadgroupMemoryLength:16 atIndex:0];
+       e.dispatch();
+       return "ran";
+     }},
+    {"pipeline_without_function",
+     [] {
+       [device newComputePipelineStateWithFunction:nil error:nullptr];
+       return "ran";
+     }},
+    {"pipeline_of_too_many_threads",
+     [] {
+       MTLComputePipelineDescriptor* descriptor = [[MTLComputePipelineDescriptor new] autorelease];
+       descriptor.computeFunction = [[library newFunctionWithName:@"axpy"] autorelease];
+       descriptor.maxTotalThreadsPerThreadgroup = 1025;
+       [device newComputePipelineStateWithDescriptor:descriptor
+                                             options:MTLPipelineOptionNone
+                                          reflection:nullptr
+                                               error:nullptr];
+       return "ran";
+     }},
+    {"constant_index_too_large",
+     [] {
+       [[[MTLFunctionConstantValues new] autorelease] setConstantValue:"" type:MTLDataTypeBool atIndex:65536];
+       return "ran";
+     }},
+    {"constant_range_wraps",
+     [] {
+       [[[MTLFunctionConstantValues new] autorelease] setConstantValues:""
+                                                                   type:MTLDataTypeBool
+                                                              withRange:NSMakeRange(NSUIntegerMax, 1)];
+       return "ran";
+     }},
     {"constant_missing",
      [] {
        pipeline("maybe_bias");
@@ -488,6 +642,40 @@ const std::vector<std::pair<const char*, Case>> cases = {
        return std::to_string([error code]) + " " + text([error localizedDescription]);
      }},
 
+    {"library_of_a_url_that_is_no_file",
+     [] {
+       NSError* error = nil;
+       [device newLibraryWithURL:[NSURL URLWithString:@"https://example.org/x.metallib"] error:&error];
+       return std::to_string([error code]) + " " + text([error localizedDescription]);
+     }},
+    {"function_missing",
+     [] {
+       NSError* error = nil;
+       [library newFunctionWithName:@"none" constantValues:has_bias(true) error:&error];
+       return std::to_string([error code]) + " " + text([error localizedDescription]);
+     }},
+    {"source_compiles_in_the_mode_asked",
+     [] {
+       static std::string modes;
+       mpsk::set_compiler([](const std::string&, const std::string& mode) {
+         modes += mode + " ";
+         return std::string(getenv("METALLIB"));
+       });
+       MTLCompileOptions* options = [[MTLCompileOptions new] autorelease];
+       const auto compile = [](MTLCompileOptions* with) {
+         return [[[device newLibraryWithSource:@"" options:with error:nullptr] autorelease] functionNames] != nil;
+       };
+       bool opened = compile(nil) && compile(options);
+       for (const MTLMathMode mode : {MTLMathModeSafe, MTLMathModeRelaxed, MTLMathModeFast}) {
+         options.mathMode = mode;
+         opened = opened && compile(options);
+       }
+       options.fastMathEnabled = NO;
+       opened = opened && compile(options);
+       mpsk::set_compiler(nullptr);
+       return modes + (opened ? "opened" : "not opened");
+     }},
+
     // Queues and torch's stream.
     {"dispatch_sync_reentered",
      [] {
@@ -498,21 +686,117 @@ const std::vector<std::pair<const char*, Case>> cases = {
        });
        return "ran";
      }},
-    {"queue_lives_on_after_an_exception",
+    {"block_lets_an_exception_out",
      [] {
        dispatch_queue_t serial = dispatch_queue_create("mine", DISPATCH_QUEUE_SERIAL);
-       try {
+       __block std::string seen = complaint([&] {
          dispatch_sync(serial, ^{
            throw std::runtime_error("out of the block");
          });
-       } catch (const std::runtime_error& error) {
+       });
+       dispatch_sync(serial, ^{
+         seen += ", and on";
+       });
+       return seen;
+     }},
+    {"inner_block_lets_an_exception_out",
+     [] {
+       dispatch_queue_t outer = dispatch_queue_create("outer", DISPATCH_QUEUE_SERIAL);
+       dispatch_queue_t inner = dispatch_queue_create("inner", DISPATCH_QUEUE_SERIAL);
+       return complaint([&] {
+         dispatch_sync(outer, ^{
+           dispatch_sync(inner, ^{
+             throw std::runtime_error("out of both");
+           });
+         });
+       });
+     }},
+    {"block_lets_an_error_of_torch_out",
+     [] {
+       return complaint([] {
+         dispatch_sync(dispatch_queue_create("mine", nullptr), ^{
+           TORCH_CHECK_VALUE(false, "wrong value");
+         });
+       });
+     }},
+    {"block_lets_an_objc_exception_out",
+     [] {
+       return complaint([] {
+         dispatch_sync(dispatch_queue_create("mine", nullptr), ^{
+           [[NSArray array] objectAtIndex:3];
+         });
+       });
+     }},
+    {"function_lets_an_exception_out",
+     [] {
+       return complaint([] {
+         dispatch_sync_f(dispatch_queue_create("mine", nullptr), nullptr,
+                         [](void*) { throw std::runtime_error("out of the function"); });
+       });
+     }},
+    {"once_lets_an_exception_out",
+     [] {
+       return complaint([] {
+         static dispatch_once_t predicate;
+         dispatch_once(&predicate, ^{
+           throw std::runtime_error("out of the one");
+         });
+       });
+     }},
+    {"rethrow_carries_an_exception_out",
+     [] {
+       dispatch_queue_t serial = dispatch_queue_create("mine", DISPATCH_QUEUE_SERIAL);
+       try {
+         at::mps::dispatch_sync_with_rethrow(serial, ^{
+           throw std::out_of_range("of its own type");
+         });
+       } catch (const std::out_of_range& error) {
          __block std::string seen = error.what();
-         dispatch_sync(serial, ^{
+         at::mps::dispatch_sync_with_rethrow(serial, ^{
            seen += ", and on";
          });
          return seen;
        }
-       return std::string("nothing thrown");
+       return std::string("none");
+     }},
+    {"once_runs_once",
+     [] {
+       static dispatch_once_t predicate;
+       static int runs = 0;
+       std::vector<std::thread> threads;
+       for (int t = 0; t < 4; ++t) {
+         threads.emplace_back([] {
+           dispatch_once(&predicate, ^{
+             ++runs;
+           });
+         });
+       }
+       for (std::thread& thread : threads) thread.join();
+       return std::to_string(runs);
+     }},
+    {"queues_nest",
+     [] {
+       dispatch_queue_t outer = dispatch_queue_create("outer", DISPATCH_QUEUE_SERIAL);
+       dispatch_queue_t inner = dispatch_queue_create(nullptr, DISPATCH_QUEUE_SERIAL);
+       __block std::string seen;
+       dispatch_sync(outer, ^{
+         dispatch_sync(inner, ^{
+           dispatch_assert_queue(outer);
+           dispatch_assert_queue(inner);
+           seen = std::string(dispatch_queue_get_label(outer)) + "[" + dispatch_queue_get_label(inner) + "]";
+         });
+       });
+       dispatch_release(outer);
+       dispatch_release(inner);
+       return seen;
+     }},
+    {"queue_left_is_asserted",
+     [] {
+       dispatch_queue_t serial = dispatch_queue_create("mine", nullptr);
+       dispatch_sync(serial, ^{
+                     });
+       dispatch_assert_queue(serial);
+       return "ran";
      }},
     {"queue_excludes_threads",
      [] {
@@ -562,6 +846,31 @@ const std::vector<std::pair<const char*, Case>> cases = {
        stream->synchronize(at::mps::SyncType::COMMIT_AND_WAIT);
        return std::to_string(before) + " " + std::to_string(static_cast<int>(contents(y)[3])) +
               (encoders[0] == encoders[2] ? " one encoder" : " several encoders");
+     }},
+    {"stream_commit_runs_without_a_wait",
+     [] {
+       auto* stream = at::mps::getCurrentMPSStream();
+       static std::atomic<int> completed;
+       id<MTLBuffer> x = floats({1, 2, 3, 4}), y = floats({0, 0, 0, 0});
+       dispatch_sync(stream->queue(), ^{
+         id<MTLComputeCommandEncoder> encoder = stream->commandEncoder();
+         const float scale = 3;
+         [encoder setComputePipelineState:pipeline("axpy")];
+         [encoder setBuffer:x offset:0 atIndex:0];
+         [encoder setBuffer:y offset:0 atIndex:1];
+         [encoder setBytes:&scale length:4 atIndex:2];
+         [encoder dispatchThreads:MTLSizeMake(4, 1, 1) threadsPerThreadgroup:MTLSizeMake(4, 1, 1)];
+       });
+       stream->addCompletedHandler(^(id<MTLCommandBuffer>) {
+         ++completed;
+       });
+       stream->synchronize(at::mps::SyncType::NONE);
+       stream->synchronize(at::mps::SyncType::COMMIT_ADAPTIVE);
+       std::this_thread::sleep_for(std::chrono::milliseconds(20));
+       const int before = static_cast<int>(contents(y)[3]);
+       stream->synchronize(at::mps::SyncType::COMMIT);
+       while (completed == 0) std::this_thread::yield();
+       return std::to_string(before) + " " + std::to_string(static_cast<int>(contents(y)[3]));
      }},
     {"stream_makes_way_for_an_own_encoder",
      [] {

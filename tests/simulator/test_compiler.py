@@ -18,7 +18,9 @@ PREFIX = "#include <metal_stdlib>\n#include <metal_simdgroup_matrix>\nusing name
 def run(source, name="k", count=32, dtype=torch.float32, threads=None, group_size=None):
     """The kernel's first `count` outputs, which it writes to its argument 0."""
     out = torch.full((count,), -1, dtype=dtype, device="mps")
-    getattr(simulator.compile_shader(PREFIX + source), name)(out, threads=threads or count, group_size=group_size or count)
+    getattr(simulator.compile_shader(PREFIX + source), name)(
+        out, threads=threads or count, group_size=group_size or count
+    )
     return out.cpu().tolist()
 
 
@@ -390,13 +392,31 @@ def test_objects_that_stand_for_integers():
     assert run(source, count=4, threads=1, group_size=1) == [604, 403, 12, 3.5]
 
 
+def test_temporaries_of_classes_are_objects():
+    source = """
+    struct S {
+      int v;
+      S operator+(S r) const { return {v + r.v}; }
+      S operator-() const { return {-v}; }
+      int get() const thread { return v; }
+    };
+    S f(int x) { return S{x}; }
+    kernel void k(device float* out, device S* s) { out[0] = (f(1) + f(2)).v; out[1] = (-f(3)).v; out[2] = f(7).get(); }
+    """
+    out = torch.zeros(3, device="mps")
+    simulator.compile_shader(PREFIX + source).k(out, torch.zeros(1, dtype=torch.int32, device="mps"), threads=1)
+    assert out.tolist() == [3, -3, 7]
+
+
 # --- Includes, line numbers, the program ----------------------------------------------------------------------------------
 
 
 def test_own_headers_are_included(tmp_path):
     (tmp_path / "scale.h").write_text("#pragma once\nconstant constexpr float kScale = 3;\n")
     source = tmp_path / "a.metal"
-    source.write_text('#include <metal_stdlib>\n#include "scale.h"\nkernel void k(device float* out) { out[0] = kScale; }\n')
+    source.write_text(
+        '#include <metal_stdlib>\n#include "scale.h"\nkernel void k(device float* out) { out[0] = kScale; }\n'
+    )
     library = simulator.load_metallib(compiler.compile(source, tmp_path / "a.metallib"))
     out = torch.zeros(1, device="mps")
     library.k(out)
@@ -442,9 +462,18 @@ REFUSED = {
     "reference without an address space": ("float f(const float& p) { return p; }", "must have an address space"),
     "local pointer without an address space": (KERNEL.format("float x; float* p = &x;"), "must have an address space"),
     "field without an address space": ("struct S { float* p; };", "must have an address space"),
-    "device pointer as constant": ("float f(constant float* p); " + KERNEL.format("out[0] = f(out);"), "no matching function"),
-    "constant pointer as device": ("float f(device float* p); " + KERNEL.format("out[0] = f(c);"), "no matching function"),
-    "threadgroup pointer as device": ("float f(device float* p); " + KERNEL.format("out[0] = f(t);"), "no matching function"),
+    "device pointer as constant": (
+        "float f(constant float* p); " + KERNEL.format("out[0] = f(out);"),
+        "no matching function",
+    ),
+    "constant pointer as device": (
+        "float f(device float* p); " + KERNEL.format("out[0] = f(c);"),
+        "no matching function",
+    ),
+    "threadgroup pointer as device": (
+        "float f(device float* p); " + KERNEL.format("out[0] = f(t);"),
+        "no matching function",
+    ),
     "thread pointer as device": (
         "float f(device float* p); " + KERNEL.format("float x = 0; out[0] = f(&x);"),
         "no matching function",
@@ -465,7 +494,10 @@ REFUSED = {
     "program-scope device variable": ("device float x;", "constant address space"),
     "constant without a value": ("constant float x;", "needs an initialiser"),
     "function constant with a value": ("constant int x [[function_constant(0)]] = 1;", "cannot have an initialiser"),
-    "defined of no function constant": (KERNEL.format("out[0] = is_function_constant_defined(i);"), "not a function constant"),
+    "defined of no function constant": (
+        KERNEL.format("out[0] = is_function_constant_defined(i);"),
+        "not a function constant",
+    ),
     "threadgroup memory outside a kernel": ("void f() { threadgroup float x[4]; }", "only be declared in a kernel"),
     "kernel that returns": ("kernel float k(device float* out) { return 1; }", "must return void"),
     "overloaded kernel": (
@@ -475,15 +507,27 @@ REFUSED = {
     "argument without a meaning": ("kernel void k(device float* out, float x) { out[0] = x; }", "kernel argument 'x'"),
     "argument in thread": ("kernel void k(thread float* x) {}", "kernel argument 'x'"),
     "unknown attribute": ("kernel void k(device float* out [[bufer(0)]]) {}", "bufer"),
-    "index taken twice": ("kernel void k(device float* a [[buffer(1)]], device float* b [[buffer(1)]]) {}", "of one index"),
+    "index taken twice": (
+        "kernel void k(device float* a [[buffer(1)]], device float* b [[buffer(1)]]) {}",
+        "of one index",
+    ),
     "index out of range": ("kernel void k(device float* a [[buffer(31)]]) {}", "not in 0..30"),
-    "position of a wrong type": ("kernel void k(device float* a, int i [[thread_position_in_grid]]) {}", "position or size"),
-    "index of a wrong type": ("kernel void k(device float* a, uint2 i [[thread_index_in_simdgroup]]) {}", "index attribute"),
+    "position of a wrong type": (
+        "kernel void k(device float* a, int i [[thread_position_in_grid]]) {}",
+        "position or size",
+    ),
+    "index of a wrong type": (
+        "kernel void k(device float* a, uint2 i [[thread_index_in_simdgroup]]) {}",
+        "index attribute",
+    ),
     "positions of different sizes": (
         "kernel void k(uint2 a [[thread_position_in_grid]], uint3 b [[threadgroup_position_in_grid]]) {}",
         "same number of components",
     ),
-    "instantiation of no kernel": ('template [[host_name("x")]] kernel void nothing<float>(device float*);', "not a kernel"),
+    "instantiation of no kernel": (
+        'template [[host_name("x")]] kernel void nothing<float>(device float*);',
+        "not a kernel",
+    ),
     "instantiation with another signature": (
         "template <typename T> kernel void f(device T* p) {} "
         'template [[host_name("x")]] kernel void f<float>(device half*);',
@@ -529,7 +573,8 @@ def test_refuses(name, tmp_path):
 
 def test_too_much_threadgroup_memory_is_refused_when_the_kernel_is_used():
     library = simulator.compile_shader(
-        PREFIX + KERNEL.format("threadgroup float x[8193]; x[i] = 1; out[i] = x[0];").replace("threadgroup float* t,", "")
+        PREFIX
+        + KERNEL.format("threadgroup float x[8193]; x[i] = 1; out[i] = x[0];").replace("threadgroup float* t,", "")
     )
     with pytest.raises(RuntimeError, match="32784.*32768"):
         library.k(torch.zeros(1, device="mps"), [1.0])

@@ -125,6 +125,90 @@ def test_lanes_leave_a_loop_at_different_times():
     assert run(body) == [sum(32 - k for k in range(n + 1)) * 100 + 32 for n in N]
 
 
+# Lanes that took different ways meet where their ways do. Each kernel against what its text says, lane by lane; `ops(j, i)` are
+# the simd_sums that lane i reaches in round j, as (name, value), in the order of the text.
+DIVERGENT = {
+    "guarded": (
+        "for (int j = 0; j < n; ++j) if ((int(i) + j) & 1) r += simd_sum(1.0f);",
+        [("a", 1, lambda j, i: i + j & 1)],
+    ),
+    "guarded, then all": (
+        "for (int j = 0; j < n; ++j) { if ((int(i) + j) & 1) r += simd_sum(1.0f); r += simd_sum(10.0f); }",
+        [("a", 1, lambda j, i: i + j & 1), ("b", 10, lambda j, i: True)],
+    ),
+    "by eights": (
+        "for (int j = 0; j < n; ++j) if ((int(i / 8) + j) & 1) r += simd_sum(1.0f);",
+        [("a", 1, lambda j, i: i // 8 + j & 1)],
+    ),
+    "continue": (
+        "for (int j = 0; j < n; ++j) { if (int(i) % 4 == j) continue; r += simd_sum(1.0f); }",
+        [("a", 1, lambda j, i: i % 4 != j)],
+    ),
+    "continue in while": (
+        "int j = 0; while (j < n) { ++j; if ((int(i) + j) & 1) continue; r += simd_sum(1.0f); }",
+        [("a", 1, lambda j, i: i + j + 1 & 1 == 0)],
+    ),
+    "continue in do": (
+        "int j = 0; do { ++j; if ((int(i) + j) & 1) continue; r += simd_sum(1.0f); } while (j < n);",
+        [("a", 1, lambda j, i: i + j + 1 & 1 == 0)],
+    ),
+    "nested, with break": (
+        "for (int j = 0; j < n; ++j) { for (int m = 0; m < 2; ++m) { if (int(i) % 8 <= m) break; r += simd_sum(1.0f); }"
+        " r += simd_sum(100.0f); }",
+        [("m0", 1, lambda j, i: i % 8 > 0), ("m1", 1, lambda j, i: i % 8 > 1), ("b", 100, lambda j, i: True)],
+    ),
+    "a barrier after a guard": (
+        "threadgroup float s[32]; for (int j = 0; j < n; ++j) { if ((int(i) + j) & 1) r += simd_sum(1.0f);"
+        " simdgroup_barrier(mem_flags::mem_threadgroup); s[lane] = r; } r = s[lane];",
+        [("a", 1, lambda j, i: i + j & 1)],
+    ),
+    "switch": (
+        "for (int j = 0; j < n; ++j) switch ((i + j) % 3) { case 0: r += simd_sum(1.0f); break;"
+        " case 1: r += simd_sum(10.0f); default: r += simd_sum(100.0f); }",
+        [
+            ("a", 1, lambda j, i: (i + j) % 3 == 0),
+            ("b", 10, lambda j, i: (i + j) % 3 == 1),
+            ("c", 100, lambda j, i: (i + j) % 3 != 0),
+        ],
+    ),
+    "an unlikely branch": (
+        "for (int j = 0; j < n; ++j) { if (__builtin_expect(i & 1, 0)) r += simd_sum(1.0f); else r += simd_sum(2.0f);"
+        " r += simd_sum(100.0f); }",
+        [("a", 1, lambda j, i: i & 1), ("b", 2, lambda j, i: not i & 1), ("c", 100, lambda j, i: True)],
+    ),
+    "one function called from two places": (
+        "for (int j = 0; j < n; ++j) { if (i < 10) r += f(1); else r += f(2) + 1000; }",
+        [("a", 1, lambda j, i: i < 10), ("b", 2, lambda j, i: i >= 10)],
+    ),
+    "a method, guarded inside": (
+        "Adder adder{n}; for (int j = 0; j < n; ++j) r += adder.add(int(i) + j);",
+        [("a", 1, lambda j, i: i + j & 1)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DIVERGENT)
+def test_divergent_lanes_meet_again(name):
+    text, operations = DIVERGENT[name]
+    rounds = 4
+    before = """
+      __attribute__((noinline)) float f(float x) { return simd_sum(x); }
+      struct Adder { int n; float add(int k) const { if (k & 1) return simd_sum(1.0f); return 0; } };
+    """
+    source = f"{PREFIX}{before} kernel void k(device float* out, constant int& n, {LANE}) {{ float r = 0; {text} out[i] = r; }}"
+    out = torch.zeros(32, device="mps")
+    simulator.compile_shader(source).k(out, rounds, threads=32, group_size=32)
+    expected = [0.0] * 32
+    for j in range(rounds):
+        for _, value, reaches in operations:
+            lanes = [i for i in N if reaches(j, i)]
+            for i in lanes:
+                expected[i] += value * len(lanes)
+    if name == "one function called from two places":
+        expected = [e + (1000 * rounds if i >= 10 else 0) for i, e in enumerate(expected)]
+    assert out.tolist() == expected
+
+
 def test_lanes_that_return_early_take_no_part():
     body = "if (lane >= 20) return; out[i] = simd_sum(1.0f); threadgroup_barrier(mem_flags::mem_device); out[i] += simd_sum(1.0f);"
     assert run(body) == [40] * 20 + [-1] * 12
@@ -154,7 +238,9 @@ def test_threadgroup_barriers_order_threadgroup_memory(threads):
 
 
 def test_simdgroup_barrier_orders_lanes():
-    body = "threadgroup float a[32]; a[lane] = lane; simdgroup_barrier(mem_flags::mem_threadgroup); out[i] = a[31 - lane];"
+    body = (
+        "threadgroup float a[32]; a[lane] = lane; simdgroup_barrier(mem_flags::mem_threadgroup); out[i] = a[31 - lane];"
+    )
     assert run(body) == N[::-1]
 
 
@@ -287,7 +373,10 @@ def test_results_do_not_depend_on_the_number_of_workers():
 
 
 def test_python_threads_launch_at_once():
-    source = PREFIX + "kernel void k(device float* out, constant float& v, uint i [[thread_position_in_grid]]) { out[i] = v; }"
+    source = (
+        PREFIX
+        + "kernel void k(device float* out, constant float& v, uint i [[thread_position_in_grid]]) { out[i] = v; }"
+    )
     library = simulator.compile_shader(source)
     wrong = []
 

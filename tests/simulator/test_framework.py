@@ -29,6 +29,12 @@ kernel void scratch(device float* y [[buffer(0)]], threadgroup float* values [[t
   y[i] = values[n - 1 - i];
 }
 
+struct Wide { float4 values[2]; };
+kernel void shared_struct(device float* y [[buffer(0)]], threadgroup Wide& shared [[threadgroup(0)]],
+                          uint i [[thread_position_in_threadgroup]]) {
+  y[i] = shared.values[1].x;
+}
+
 kernel void wide(device float* y [[buffer(0)]], threadgroup float* values [[threadgroup(0)]],
                  uint i [[thread_position_in_threadgroup]]) {
   threadgroup float own[4096];
@@ -61,6 +67,8 @@ kernel void divergent(device float* y [[buffer(0)]], uint i [[thread_position_in
 
 SIMULATOR = Path(mpskernels.simulator.__file__).parent
 
+LEFT_A_BLOCK = "an exception left a dispatch block, which ends the process on a Mac: "
+
 # Case of framework_cases.mm -> its outcome, or a part of the error's text.
 WORKS = {
     "runs_after_commit": "0 0 0 0 | 2 4 6 8 status 4",
@@ -69,19 +77,37 @@ WORKS = {
     "commands_run_in_order": "18 36 54 72 ",  # 2, then 2 + 2 * 2 = 6, then 6 + 2 * 6 = 18 times x
     "threadgroups_make_a_grid": "2 4 6 8 ",
     "completed_handler_is_called": "1",
+    "scheduled_handler_comes_first": "scheduled completed ",
+    "times_enclose_the_work": "in order",
+    "buffers_in_a_range": "0 6 8 0 ",
+    "private_memory_is_the_devices_alone": "4 8 12 16 nothing to see",
+    "no_copy_uses_the_memory_given": "18 freed 0 1",
+    "memory_is_given_back": "32768 0",
     "threadgroup_memory": "3 2 1 0 ",
     "disabled_argument_needs_no_buffer": "1 1 1 1 ",
     "constant_by_name": "2 3 4 5 ",
     "constants_dictionary": "has_bias 53 0 required",
-    "library_names": "axpy divergent limited maybe_bias scratch wide nil",
+    "library_names": "axpy divergent limited maybe_bias scratch shared_struct wide nil",
     "pipeline_facts": "limited 64 32 16384",
     "descriptor_limits_threads": "mine 128",
     "library_from_data": "1",
-    "queue_lives_on_after_an_exception": "out of the block, and on",
+    "source_compiles_in_the_mode_asked": "fast fast safe relaxed fast safe opened",
+    "block_lets_an_exception_out": LEFT_A_BLOCK + "out of the block, and on",
+    "inner_block_lets_an_exception_out": LEFT_A_BLOCK + "out of both",
+    "block_lets_an_error_of_torch_out": LEFT_A_BLOCK + "wrong value",
+    "block_lets_an_objc_exception_out": LEFT_A_BLOCK + "it is no std::exception",
+    "function_lets_an_exception_out": LEFT_A_BLOCK + "out of the function",
+    "once_lets_an_exception_out": LEFT_A_BLOCK + "out of the one",
+    "rethrow_carries_an_exception_out": "of its own type, and on",
+    "once_runs_once": "1",
+    "queues_nest": "outer[]",
     "queue_excludes_threads": "8000",
     "stream_coalesces_and_runs": "0 24 one encoder",
     "stream_commits_by_itself": "begun, 20000",
+    "stream_commit_runs_without_a_wait": "0 12",
     "stream_makes_way_for_an_own_encoder": "4 8 12 16 ",
+    "library_of_a_url_that_is_no_file": "6 newLibraryWithURL: expected a file URL, got https://example.org/x.metallib",
+    "function_missing": "5 function 'none' does not exist in the library ",
     "library_missing": "6 metallib '/nowhere/x.metallib' does not exist",
     "library_from_source_without_compiler": "3 no compiler for Metal sources is loaded in this process",
 }
@@ -118,6 +144,14 @@ REFUSED = {
     "handler_after_commit": "addCompletedHandler: the command buffer is already committed",
     "wait_before_commit": "waitUntilCompleted: the command buffer is not committed",
     "unbalanced_debug_group": "popDebugGroup without a pushDebugGroup",
+    "debug_group_left_open": "compute encoder: endEncoding with 1 open debug groups",
+    "enqueue_after_commit": "enqueue: the command buffer is already committed",
+    "scheduled_handler_after_commit": "addScheduledHandler: the command buffer is already committed",
+    "threadgroup_struct_too_small": "(threadgroup memory 0, threadgroup Wide &): expected at least 32 bytes, got 16",
+    "pipeline_without_function": "newComputePipelineState: the function is nil",
+    "pipeline_of_too_many_threads": "axpy: maxTotalThreadsPerThreadgroup must be at most 1024, got 1025",
+    "constant_index_too_large": "function constants: 1 values from index 65536 on reach above 65535",
+    "constant_range_wraps": "on reach above 65535",
     "constant_missing": "function 'maybe_bias': constant 'has_bias' (index 0, bool) needs a value",
     "constant_missing_in_values": "function 'maybe_bias': constant 'has_bias' (index 0, bool) needs a value",
     "constant_ill_typed": "constant 'has_bias' (index 0) is of type bool, got a value of type int",
@@ -125,10 +159,11 @@ REFUSED = {
     "buffer_empty": "newBufferWithLength: the length must not be 0",
     "buffer_too_long": "exceed maxBufferLength",
     "no_copy_unaligned": "pointer and length must be non-zero multiples of the page size",
-    "dispatch_sync_reentered": 'dispatch_sync on the queue "mine" from a block that already runs on it',
+    "dispatch_sync_reentered": 'error: dispatch_sync on the queue "mine" from a block that already runs on it',
+    "queue_left_is_asserted": 'the caller is not on the queue "mine"',
     "assert_queue_elsewhere": 'the caller is not on the queue "mine"',
     "stream_encoder_outside_queue": "MPSStream::commandEncoder() was called outside dispatch_sync",
-    "stream_forgets_the_last_block": "no pipeline is set",
+    "stream_forgets_the_last_block": "error: dispatch: no pipeline is set",
 }
 
 

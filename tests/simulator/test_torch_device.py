@@ -268,8 +268,9 @@ def test_numpy_is_refused():
 
 
 def test_other_devices_and_layouts_are_refused():
-    with pytest.raises(RuntimeError, match="one device"):
-        torch.zeros(3, device="mps:1")
+    for make in (torch.zeros, torch.empty, lambda n, device: torch.empty_strided((n,), (2,), device=device)):
+        with pytest.raises(RuntimeError, match="mps: there is one device, mps:0, got mps:1"):
+            make(3, device="mps:1")
     with pytest.raises((RuntimeError, NotImplementedError)):
         torch.eye(3, device="mps").to_sparse()
 
@@ -693,13 +694,30 @@ print(torch.backends.mps.is_available(), torch.accelerator.current_accelerator()
     assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["True", "mps"]
 
 
-def test_unknown_chip_is_refused():
-    environment = {**os.environ, "MPSK_SIMULATE": "m99"}
+def import_with(**environment):
+    """The threads that the device has, or the error's last line."""
     run = subprocess.run(
-        [sys.executable, "-c", "import mpskernels.simulator"], capture_output=True, text=True, env=environment
+        [sys.executable, "-c", "import mpskernels.simulator as simulator; print(simulator.chip().threads)"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
     )
-    last = run.stderr.splitlines()[-1]
+    return (run.stderr if run.returncode else run.stdout).splitlines()[-1]
+
+
+def test_unknown_chip_is_refused():
+    last = import_with(MPSK_SIMULATE="m99")
     assert last.startswith("RuntimeError: MPSK_SIMULATE=m99 names no chip; allowed: m1, m1pro,")
+
+
+@pytest.mark.parametrize("threads", ["abc", "0", "-1", "4x", "1.5"])
+def test_number_of_threads_is_checked(threads):
+    assert import_with(MPSK_THREADS=threads) == f"RuntimeError: MPSK_THREADS={threads} is no positive number"
+
+
+@pytest.mark.parametrize(("threads", "taken"), [("3", 3), ("16", 16), ("99999999999999999999999", 16)])
+def test_number_of_threads_is_taken(threads, taken):
+    assert import_with(MPSK_THREADS=threads) == str(taken)
 
 
 def test_fake_tensors_know_the_device():

@@ -59,13 +59,22 @@ class Convergence:
     def mark(self) -> None:
         for body, name in self.names.items():
             if body not in self.kernels and name in self.marked:
-                self.source.insert_after(body, " mpsk::frame mpsk_frame;")
+                self._frame(body)
             for i in range(body + 1, self.source.match[body]):
                 text = self.tokens[i].text
                 if text in ("for", "while", "do"):
                     self._loop(i)
                 elif _is_simd(text) or text == "threadgroup_barrier" or text in self.marked:
                     self._call(i)
+
+    def _frame(self, body: int) -> None:
+        self.source.insert_after(body, " mpsk::frame mpsk_frame;")
+        # A function that reaches an operation is no constant, whatever it says; clang wants none with such an object.
+        k = body - 1
+        while k >= 0 and self.tokens[k].text not in (";", "{", "}"):
+            if self.tokens[k].text == "constexpr":
+                self.source.edit(k, k + 1, "")
+            k = self.source.before(k)
 
     def _call(self, i: int) -> None:
         """`a.f<T>(x)` becomes `(at(n), a.f<T>(x))`."""

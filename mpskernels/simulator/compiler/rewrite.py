@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 
+from .convergence import Convergence
 from .errors import CompileError, error_at
 from .lexer import Token
 from .source import BUILTIN_TYPES, CLOSE, OPEN, TYPE_KEYWORDS, Attribute, Source
@@ -69,6 +70,7 @@ class Rewriter(Source):
         self._methods()
         self._temporary_objects()
         self._everywhere()
+        Convergence(self, self._function_bodies(), {begin for begin, _ in self.kernel_bodies}).mark()
         kernels = [kernel for overloads in self.kernels.values() for kernel in overloads]
         for kernel in kernels:
             reached = self._reached_by(kernel)
@@ -600,7 +602,8 @@ class Rewriter(Source):
     # --- methods and their address spaces -----------------------------------------------------------------------------
 
     def _methods(self) -> None:
-        """A method that names no address space is one of objects in `thread`."""
+        """A method that names no address space is one of objects in `thread`. One that is const may as well be of objects
+        anywhere: temporaries, which to clang lie nowhere, are objects too."""
         tokens = self.tokens
         for i, token in enumerate(tokens):
             if token.text not in TYPE_KEYWORDS - {"enum"} or tokens[i - 1].text in ("enum", "<", ","):
@@ -638,8 +641,6 @@ class Rewriter(Source):
         if tokens[i - 1].text == struct and "operator" not in words:
             return  # a constructor
         i = self.after(i)
-        while tokens[i].text == "const":
-            i += 1
         if tokens[i].text in ("{", ";", "->", "=", "noexcept"):
             self.insert_after(i - 1, " __private ")
 
@@ -684,7 +685,8 @@ class Rewriter(Source):
         struct = self.opening(start)
         is_constructor = tokens[self.match[close_paren] - 1].text == self.struct_names.get(struct)
         space = {"thread": "__private", "threadgroup": "__local"}.get(tokens[i].text, "__global")
-        space = "" if is_constructor else space
+        if is_constructor or tokens[i].text == "thread" and tokens[i - 1].text == "const":
+            space = ""  # the latter as in _methods()
         method = (struct, f"{self.text_of(start, i)} {space}")
         if method not in self.methods:
             self.methods.add(method)

@@ -68,8 +68,8 @@ void verify_file(const std::string& path) {
   if (trailer.size != body || trailer.crc32 != crc.checksum()) refuse("is damaged: its checksum does not match");
 }
 
-// The loader takes a file for one that it has by its name alone, though another has been put in its place. So each file that
-// ever had this name gets another spelling of it.
+// The loader takes a file for one that it has by its name alone, though another has been put in its place. So each file
+// that ever had this name gets another spelling of it.
 std::string spelling_of_its_own(const std::string& path) {
   static std::mutex mutex;
   static std::map<std::string, std::vector<std::pair<dev_t, ino_t>>> files;
