@@ -36,7 +36,9 @@ bool takes_vectors(const at::Tensor& t) {
 void check_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool /*is_causal*/,
                      std::optional<double> scale) {
   const Arg q_arg{op, "q", q}, k_arg{op, "k", k}, v_arg{op, "v", v};
-  for (const Arg& arg : {q_arg, k_arg, v_arg}) check_device(arg);
+  check_device(q_arg);
+  check_device(k_arg, q_arg);
+  check_device(v_arg, q_arg);
   check_dtype(q_arg);
   check_same_dtype(k_arg, q_arg);
   check_same_dtype(v_arg, q_arg);
@@ -57,7 +59,8 @@ void check_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
     head_dims += (head_dims.empty() ? "" : ", ") + std::to_string(head_dim);
   require_supported(std::ranges::find(attention_head_dims, d) != std::end(attention_head_dims), op,
                     "expected q.size(3) in (", head_dims, "), got ", d);
-  require_value(!scale || std::isfinite(*scale), op, "expected a finite scale, got ", scale.value_or(0));
+  require_value(!scale || finite_f32(*scale), op, "expected a scale that is finite in float32, got ",
+                scale.value_or(0));
 }
 
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool is_causal,
@@ -81,7 +84,8 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
       .q_length = static_cast<uint64_t>(q.size(2)),
       .k_length = static_cast<uint64_t>(k.size(2)),
       .q_heads_per_k_head = static_cast<uint32_t>(q.size(1) / k.size(1)),
-      .scale_log2 = static_cast<float>(scale.value_or(1.0 / std::sqrt(static_cast<double>(d))) * std::numbers::log2e)};
+      .scale_log4 =
+          static_cast<float>(scale.value_or(1.0 / std::sqrt(static_cast<double>(d))) * (0.5 * std::numbers::log2e))};
   const bool vectors = takes_vectors(q) && takes_vectors(k) && takes_vectors(v);
   const auto kernel =
       pipeline(c10::str("attention_flash_", dtype_suffix(q), "_d", d, "_bk", choose_attention(device().family, d).bk),

@@ -18,6 +18,26 @@ void check_rms_norm(const at::Tensor& x, const std::optional<at::Tensor>& weight
 
 }  // namespace mpsk
 
+namespace {
+
+// What the dispatcher does, pybind does not: None passes for a tensor, an undefined one, which a check refuses.
+template <class T>
+struct from_python {
+  using type = T;
+  static const T& get(const T& value) { return value; }
+};
+template <>
+struct from_python<const at::Tensor&> {
+  using type = std::optional<at::Tensor>;
+  static at::Tensor get(const type& value) { return value.value_or(at::Tensor()); }
+};
+template <class Result, class... Args>
+auto takes_none(Result (*check)(Args...)) {
+  return [check](const typename from_python<Args>::type&... args) { return check(from_python<Args>::get(args)...); };
+}
+
+}  // namespace
+
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   // Exceptions arrive as the Python ones that torch makes of its own.
   auto def = [&m](const char* name, auto function) { m.def(name, torch::wrap_pybind_function(function)); };
@@ -25,9 +45,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     m.def(name, torch::wrap_pybind_function_no_gil(function));
   };
 
-  def("check_attention", mpsk::check_attention);
-  def("check_matmul", mpsk::check_matmul);
-  def("check_rms_norm", mpsk::check_rms_norm);
+  def("check_attention", takes_none(mpsk::check_attention));
+  def("check_matmul", takes_none(mpsk::check_matmul));
+  def("check_rms_norm", takes_none(mpsk::check_rms_norm));
 
   // Whoever waits for the library's lock lets go of Python's: its holder may be compiling for long, or need Python.
   def_no_gil("set_metallib", mpsk::set_metallib);

@@ -70,7 +70,7 @@ c10::SmallVector<batch_dim, 8> batch_dims(const at::Tensor& a, const at::Tensor&
 std::vector<c10::SymInt> check_matmul(const at::Tensor& a, const at::Tensor& b) {
   const Arg a_arg{op, "a", a}, b_arg{op, "b", b};
   check_device(a_arg);
-  check_device(b_arg);
+  check_device(b_arg, a_arg);
   check_dtype(a_arg);
   check_same_dtype(b_arg, a_arg);
   check_dim_between(a_arg, 1, 64);

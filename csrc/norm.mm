@@ -3,7 +3,6 @@
 #include <c10/util/StringUtil.h>
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <optional>
 
@@ -56,13 +55,13 @@ void check_rms_norm(const at::Tensor& x, const std::optional<at::Tensor>& weight
   check_dim_between(x_arg, 1, norm_max_dims + 1);
   if (weight) {
     const Arg weight_arg{op, "weight", *weight};
-    check_device(weight_arg);
+    check_device(weight_arg, x_arg);
     require_type(weight->scalar_type() == x.scalar_type() || weight->scalar_type() == at::kFloat, op,
                  "expected weight of dtype ", dtype_name(x), " to match x, or float32, got ", dtype_name(*weight));
     check_dim(weight_arg, 1);
     check_size(weight_arg, -1, x.sym_size(-1), "to match x.size(-1)");
   }
-  require_value(std::isfinite(eps) && eps >= 0, op, "expected a finite eps >= 0, got ", eps);
+  require_value(finite_f32(eps) && eps >= 0, op, "expected an eps >= 0 that is finite in float32, got ", eps);
 }
 
 at::Tensor rms_norm(const at::Tensor& x, const std::optional<at::Tensor>& weight, double eps) {

@@ -13,14 +13,21 @@ using namespace mpsk;
 constant bool causal [[function_constant(attention_constant_causal)]];
 constant bool vectors [[function_constant(attention_constant_vectors)]];
 
-// Finite stand-ins for minus infinity, which fast math may not see. A hidden score lies so far below the maximum that a
-// row starts from that its exponential is 0 even where the row has seen nothing else.
-constant constexpr float hidden_score = -3.0e38f;
+// Finite stand-ins for minus infinity, which fast math may not see. Scores of up to 2e38, 1.45e38 in the kernel's
+// units, lie above the maximum that a row starts from, and that so far above a hidden score that its exponential is 0
+// even where the row has seen nothing else. No two of all these are further apart than a float can tell.
 constant constexpr float no_maximum = -1.5e38f;
+constant constexpr float hidden_score = -1.9e38f;
+
+// 4^x. exp2(2 * x) would pass through infinity where two scores are very far apart.
+static float exp4(float x) {
+  const float root = exp2(x);
+  return root * root;
+}
 
 // attention_flash: online softmax. A threadgroup of 4 simdgroups takes 32 queries of a head, 8 for each simdgroup, and
-// walks over blocks of bk keys. With m the maximum and l the sum of a row so far, in fp32 and in units of log2:
-//   s = scale_log2 q.k;  m' = max(m, s);  p = exp2(s - m');  l' = l exp2(m - m') + sum p;  o' = o exp2(m - m') + p v
+// walks over blocks of bk keys. With m the maximum and l the sum of a row so far, in fp32 and in units of log4:
+//   s = scale_log4 q.k;  m' = max(m, s);  p = 4^(s - m');  l' = l 4^(m - m') + sum p;  o' = o 4^(m - m') + p v
 // and out = o / l at the end, rounded once. A row that sees no key gives zeros. Query heads share key heads by index.
 //
 // Grid: x: blocks of queries; y: query heads; z: batch. Threadgroup: (32, 4, 1).
@@ -120,7 +127,7 @@ template <typename T, int d, int bk>
     for (int j = 0; j < key_frags; ++j) {
 #pragma clang loop unroll(full)
       for (int e = 0; e < 2; ++e) {
-        s[j][e] = scores[j].thread_elements()[e] * p.scale_log2;
+        s[j][e] = scores[j].thread_elements()[e] * p.scale_log4;
         if (hides) {
           const ulong index = key + ulong(j * frag_size + at.col + e);
           s[j][e] = index < p.k_length && (!causal || index <= query) ? s[j][e] : hidden_score;
@@ -129,14 +136,14 @@ template <typename T, int d, int bk>
       }
     }
     block_maximum = row_max(block_maximum);
-    const float shrink = exp2(maximum - block_maximum);
+    const float shrink = exp4(maximum - block_maximum);
     maximum = block_maximum;
     total *= shrink;
 #pragma clang loop unroll(full)
     for (int j = 0; j < key_frags; ++j) {
 #pragma clang loop unroll(full)
       for (int e = 0; e < 2; ++e) {
-        const float weight = exp2(s[j][e] - maximum);
+        const float weight = exp4(s[j][e] - maximum);
         total += weight;
         scores[j].thread_elements()[e] = weight;
       }

@@ -36,7 +36,7 @@ struct attention_params {
   uint64_t q_length;
   uint64_t k_length;
   uint32_t q_heads_per_k_head;
-  float scale_log2;  // scale * log2(e): scores are kept in units that exp2 takes
+  float scale_log4;  // scale * log2(e) / 2: a score is kept as the logarithm, to base 4, of its exponential
 };
 
 static_assert(sizeof(attention_params) == 120, "no implicit padding");
@@ -45,5 +45,5 @@ static_assert(offsetof(attention_params, k) == 32);
 static_assert(offsetof(attention_params, v) == 64);
 static_assert(offsetof(attention_params, q_length) == 96);
 static_assert(offsetof(attention_params, q_heads_per_k_head) == 112);
-static_assert(offsetof(attention_params, scale_log2) == 116);
+static_assert(offsetof(attention_params, scale_log4) == 116);
 #endif

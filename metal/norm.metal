@@ -29,8 +29,8 @@ static long row_offset(uint row, constant rms_norm_params& p) {
 template <typename T>
 struct rms_norm_slice {
   const device T* x;
-  const device T* weight;
-  const device float* weight_f32;
+  const device T* weight;          // undefined, and not touched, unless has_weight
+  const device float* weight_f32;  // the same for has_weight_f32
   device T* out;
   long column_stride;
   long weight_stride;

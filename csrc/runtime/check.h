@@ -8,6 +8,7 @@
 #include <c10/core/SymInt.h>
 #include <c10/util/Exception.h>
 
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <string>
@@ -40,8 +41,9 @@ void require_supported(bool ok, const char* op, const Parts&... parts) {
   TORCH_CHECK_NOT_IMPLEMENTED(ok, "mpsk::", op, ": ", parts...);
 }
 
-// On mps; on meta as well, which only a fake can be.
+// A dense tensor, and not None, on mps; on meta as well, from which only a fake can compute.
 void check_device(const Arg& arg);
+void check_device(const Arg& arg, const Arg& like);  // and where `like` is
 // A float dtype that kernels exist for: float32, float16 or bfloat16.
 void check_dtype(const Arg& arg);
 void check_same_dtype(const Arg& arg, const Arg& like);
@@ -49,6 +51,9 @@ void check_dim(const Arg& arg, int64_t dim);
 void check_dim_between(const Arg& arg, int64_t least, int64_t most);
 // arg.size(dim) == size, where `reason` says what for: "to match x.size(-1)".
 void check_size(const Arg& arg, int64_t dim, const c10::SymInt& size, const std::string& reason);
+
+// Whether a float of the schema, which has 64 bits, is a number in the kernels' 32.
+inline bool finite_f32(double value) { return std::abs(value) <= std::numeric_limits<float>::max(); }
 
 // The dtype as torch spells it, and as kernels' names do: f32, f16 or bf16.
 std::string_view dtype_name(const at::Tensor& tensor);

@@ -25,9 +25,22 @@ const Dtype* find(const at::Tensor& tensor) {
 }  // namespace
 
 void check_device(const Arg& arg) {
+  require_type(arg.tensor.defined(), arg.op, "expected ", arg.name, " to be a tensor, got None");
+  require_supported(!arg.tensor.is_nested(), arg.op, "expected ", arg.name, " to be a dense tensor, got a nested one");
+  require_supported(arg.tensor.layout() == at::kStrided, arg.op, "expected ", arg.name,
+                    " to be a dense tensor, got one of layout ", arg.tensor.layout(), "; pass ", arg.name,
+                    ".to_dense()");
   const at::Device device = arg.tensor.device();
   require_value(device.is_mps() || device.is_meta(), arg.op, "expected ", arg.name, " on device mps, got ",
                 device.str(), "; move it with ", arg.name, ".to(\"mps\")");
+}
+
+void check_device(const Arg& arg, const Arg& like) {
+  check_device(arg);
+  const at::DeviceType type = arg.tensor.device().type(), expected = like.tensor.device().type();
+  require_value(type == expected, arg.op, "expected ", arg.name, " on device ",
+                c10::DeviceTypeName(expected, /*lower_case=*/true), " to match ", like.name, ", got ",
+                c10::DeviceTypeName(type, /*lower_case=*/true));
 }
 
 void check_dtype(const Arg& arg) {

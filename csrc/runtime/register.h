@@ -10,14 +10,15 @@ namespace mpsk {
 // The kernel of every op for Autograd: raises NotImplementedError where a gradient would be needed, else passes on.
 void refuse_autograd(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack);
 
-// Defines an op with its kernel. The kernel serves cpu tensors too: its check refuses them with the one text for that.
+// Defines an op with its kernel, for tensors of every kind and for none: its check refuses all but dense ones on mps,
+// in place of torch's dispatcher and its texts.
 template <class Kernel>
 void define_op(torch::Library& m, const char* schema, Kernel* kernel) {
   m.def(schema, {at::Tag::pt2_compliant_tag});
   const std::string text = schema;
   const std::string name = text.substr(0, text.find('('));
-  m.impl(name.c_str(), c10::DispatchKey::MPS, kernel);
-  m.impl(name.c_str(), c10::DispatchKey::CPU, kernel);
+  m.impl(name.c_str(), c10::DispatchKey::CompositeExplicitAutograd, kernel);
+  m.impl(name.c_str(), c10::DispatchKey::CompositeImplicitAutogradNestedTensor, kernel);  // not among the former
   m.impl(name.c_str(), c10::DispatchKey::Autograd, torch::CppFunction::makeFromBoxedFunction<&refuse_autograd>());
 }
 

@@ -2,16 +2,19 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/core/ivalue.h>
+#include <c10/core/AutogradState.h>
 #include <c10/util/Exception.h>
 
 namespace mpsk {
 namespace {
 
-bool needs_gradient(const c10::IValue& value) {
-  if (value.isTensor()) return value.toTensor().requires_grad();
+// Whether `holds` for the value, or for an element of the list that it is.
+template <class Predicate>
+bool any_tensor(const c10::IValue& value, const Predicate& holds) {
+  if (value.isTensor()) return value.toTensor().defined() && holds(value.toTensor());
   if (!value.isList()) return false;
   for (const c10::IValue& element : value.toListRef()) {
-    if (needs_gradient(element)) return true;
+    if (any_tensor(element, holds)) return true;
   }
   return false;
 }
@@ -19,14 +22,19 @@ bool needs_gradient(const c10::IValue& value) {
 }  // namespace
 
 void refuse_autograd(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
-  if (at::GradMode::is_enabled()) {
-    const auto& arguments = op.schema().arguments();
-    const auto values = torch::jit::last(*stack, arguments.size());
-    for (size_t i = 0; i < arguments.size(); ++i) {
-      TORCH_CHECK_NOT_IMPLEMENTED(!needs_gradient(values[i]), op.schema().name(), ": no gradient for ",
-                                  arguments[i].name(),
-                                  ", which requires grad; call under torch.no_grad() or pass it detached");
-    }
+  const bool backward = at::GradMode::is_enabled();
+  const bool forward = c10::AutogradState::get_tls_state().get_fw_grad_mode();  // which no_grad leaves as it is
+  const auto& arguments = op.schema().arguments();
+  const auto values = torch::jit::last(*stack, arguments.size());
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        !backward || !any_tensor(values[i], [](const at::Tensor& t) { return t.requires_grad(); }), op.schema().name(),
+        ": no gradient for ", arguments[i].name(),
+        ", which requires grad; call under torch.no_grad() or pass it detached");
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        !forward || !any_tensor(values[i], [](const at::Tensor& t) { return t._fw_grad(/*level=*/0).defined(); }),
+        op.schema().name(), ": no forward-mode gradient for ", arguments[i].name(),
+        ", which has a tangent; pass its primal, of torch.autograd.forward_ad.unpack_dual");
   }
   op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
 }

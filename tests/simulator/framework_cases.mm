@@ -586,7 +586,7 @@ const std::vector<std::pair<const char*, Case>> cases = {
      [] {
        [[[MTLFunctionConstantValues new] autorelease] setConstantValues:""
                                                                    type:MTLDataTypeBool
-                                                              withRange:NSMakeRange(NSUIntegerMax, 1)];
+                                                              withRange:NSRange{NSUIntegerMax, 1}];
        return "ran";
      }},
     {"constant_missing",

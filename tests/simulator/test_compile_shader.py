@@ -165,7 +165,9 @@ def test_an_empty_grid_does_nothing(lib):
     lib.full(torch.empty(4, device="mps"), 1.0, threads=(2, 0))
 
 
-@pytest.mark.parametrize("empty", [lambda x: torch.empty(0, device="mps"), lambda x: x[6:]], ids=["unallocated", "view"])
+@pytest.mark.parametrize(
+    "empty", [lambda x: torch.empty(0, device="mps"), lambda x: x[6:]], ids=["unallocated", "view"]
+)
 def test_an_empty_tensor_is_bound(lib, x, empty):
     lib.maybe(x, empty(x))
     assert x.tolist() == [3] * 6

@@ -261,6 +261,13 @@ FAULTS = {
         "simdgroup_float8x8 m(1); if (lane < 16) out[i] = m.thread_elements()[0];",
         "needs all 32 lanes",
     ),
+    "a private array that is too large": (
+        "float a[100000]; for (uint j = 0; j < 100000; ++j) a[j] = out[j % 32]; out[i] = a[uint(out[0]) + 99999 - i];",
+        "needs more than 256 KB of private memory",
+    ),
+    "recursion without an end": ("out[i] = endless(i);", "needs more than 256 KB of private memory"),
+    "an address that does not exist": ("out[ulong(1) << 50] = 1;", "memory that does not exist"),
+    "a null pointer": ("device float* p = nullptr; out[i] = p[i];", "memory that does not exist"),
     "integer division by zero": ("out[i] = int(i) / (int(i) - 7);", "integer division by zero"),
     "integer remainder by zero": ("out[i] = int(i) % (int(i) - 7);", "integer division by zero"),
 }
@@ -269,8 +276,9 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_reports_and_lives_on(name):
     body, message = FAULTS[name]
+    before = "__attribute__((noinline)) int endless(int n) { return n > 1000000000 ? n : endless(n + 1) * 3 + n; }"
     with pytest.raises(RuntimeError, match=message) as fault:
-        run(body)
+        run(body, before=before)
     assert "k" in str(fault.value) and "thread (" in str(fault.value)
     assert run("out[i] = simd_sum(lane);") == [sum(N)] * 32
 

@@ -263,6 +263,7 @@ Execution::Execution(const Dispatch& dispatch) : dispatch_(dispatch), kernel_(di
 
 void Execution::work(Worker& worker) noexcept {
   const FlushDenormals flush;
+  watch_memory();
   const Function& function = dispatch_.pipeline->function();
   std::vector<void*> slots = buffers_;
   for (size_t i = 0; i < slots.size(); ++i) {

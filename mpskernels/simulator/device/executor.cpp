@@ -1,8 +1,11 @@
 #include "executor.h"
 
+#include <signal.h>
+
 #include <algorithm>
 #include <compare>
 #include <cstdlib>
+#include <sstream>
 #include <utility>
 
 namespace mpsk::device {
@@ -28,7 +31,53 @@ std::string lane_list(unsigned mask) {
   return text;
 }
 
+// --- Signals: a kernel that touches memory that is not there ends its threadgroup, not the process
+// ------------------------
+
+struct sigaction previous_actions[NSIG];
+
+void on_memory_signal(int signal, siginfo_t* info, void* context) {
+  if (Worker* const worker = Worker::current()) worker->memory_fault(info->si_addr);
+  // Not a kernel's: whoever was asked before us decides.
+  const struct sigaction& previous = previous_actions[signal];
+  if (previous.sa_flags & SA_SIGINFO) {
+    previous.sa_sigaction(signal, info, context);
+  } else if (previous.sa_handler != SIG_DFL && previous.sa_handler != SIG_IGN) {
+    previous.sa_handler(signal);
+  } else {
+    sigaction(signal, &previous, nullptr);  // the access is repeated when we return, and ends the process
+  }
+}
+
+// A handler needs a stack of its own, as the fault may be that there is no more.
+class SignalStack {
+ public:
+  SignalStack() : memory_(new std::byte[kBytes]) {
+    const stack_t stack = {.ss_sp = memory_.get(), .ss_flags = 0, .ss_size = kBytes};
+    sigaltstack(&stack, &previous_);
+  }
+  ~SignalStack() { sigaltstack(&previous_, nullptr); }
+
+ private:
+  static constexpr size_t kBytes = 64 * 1024;
+  std::unique_ptr<std::byte[]> memory_;
+  stack_t previous_{};
+};
+
 }  // namespace
+
+void watch_memory() {
+  thread_local const SignalStack stack;
+  struct sigaction action{};
+  action.sa_sigaction = &on_memory_signal;
+  // The handler leaves by switching fibers, so the signal must not stay blocked.
+  action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+  for (const int signal : {SIGSEGV, SIGBUS}) {
+    struct sigaction present{};
+    sigaction(signal, nullptr, &present);
+    if (present.sa_sigaction != &on_memory_signal) sigaction(signal, &action, &previous_actions[signal]);
+  }
+}
 
 Worker* Worker::current() { return current_worker; }
 
@@ -70,14 +119,13 @@ void Worker::prepare(const mpsk_group& group) {
 }
 
 void Worker::run(const mpsk_kernel& kernel, const mpsk_group& group, void* const* slots) {
-  Worker* const outer = current_worker;
   current_worker = this;
   kernel_ = &kernel;
   slots_ = slots;
   prepare(group);
   running_ = &main_;
   enter(*next());
-  current_worker = outer;
+  current_worker = nullptr;
   if (!fault_.empty()) {
     // The faulted lanes never end: their fibers are made anew.
     const std::string message = std::exchange(fault_, {});
@@ -251,6 +299,16 @@ void Worker::barrier(LaneState kind, const void* site) {
 std::string Worker::describe(const Lane& lane) const {
   return "thread " + position(lane.thread.position_in_threadgroup) + " of threadgroup " +
          position(lane.thread.group->position);
+}
+
+void Worker::memory_fault(const void* address) {
+  if (stacks_.overflows(address)) {
+    fault("needs more than " + std::to_string(MPSK_STACK_BYTES / 1024) +
+          " KB of private memory, for its variables or by calling itself without an end");
+  }
+  std::ostringstream text;
+  text << "touches memory that does not exist, at address " << address;
+  fault(text.str());
 }
 
 void Worker::fault(const std::string& message, const Lane* at) {

@@ -33,6 +33,10 @@ struct Lane {
   Combine combine = nullptr;
 };
 
+// Makes a kernel's access to memory that does not exist a fault of the kernel. To be called on the thread that is to
+// run a worker; again is cheap, and needed where others may have taken the signals since.
+void watch_memory();
+
 class Worker {
  public:
   Worker();
@@ -49,6 +53,7 @@ class Worker {
   void simd(void* payload, Combine combine, const void* site);
   void barrier(LaneState kind, const void* site);
   [[noreturn]] void fault(const std::string& message, const Lane* at = nullptr);
+  [[noreturn]] void memory_fault(const void* address);
 
  private:
   struct Simdgroup {

@@ -34,6 +34,11 @@ std::byte* StackArena::top(size_t i) const { return reinterpret_cast<std::byte*>
 
 size_t StackArena::bytes() const { return MPSK_STACK_BYTES - page_ - MPSK_STACK_COLOURS * MPSK_STACK_COLOUR_BYTES; }
 
+bool StackArena::overflows(const void* address) const {
+  const auto offset = static_cast<size_t>(static_cast<const std::byte*>(address) - base_);  // wraps below base_
+  return offset < count_ * MPSK_STACK_BYTES && offset % MPSK_STACK_BYTES < page_;
+}
+
 double time_switches(size_t count) {
   struct Pair {
     Fiber home, away;

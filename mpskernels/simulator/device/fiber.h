@@ -39,9 +39,10 @@ class StackArena {
   ~StackArena();
   StackArena(const StackArena&) = delete;
   StackArena& operator=(const StackArena&) = delete;
-  mpsk_slot& slot(size_t i) const;  // of the thread that runs on stack i
-  std::byte* top(size_t i) const;   // where stack i begins, growing down
-  size_t bytes() const;             // from there to the inaccessible page, at least
+  mpsk_slot& slot(size_t i) const;            // of the thread that runs on stack i
+  std::byte* top(size_t i) const;             // where stack i begins, growing down
+  size_t bytes() const;                       // from there to the inaccessible page, at least
+  bool overflows(const void* address) const;  // whether that is in an inaccessible page
 
  private:
   std::byte* memory_ = nullptr;
