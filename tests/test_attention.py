@@ -183,6 +183,45 @@ def test_attention_takes_large_scores(dtype, size, is_causal):
     check(q, k, v, is_causal=is_causal)
 
 
+SCORES = {
+    "lowest": lambda n: torch.full((n,), -2e38),
+    "low": lambda n: torch.full((n,), -1.5e38),
+    "high": lambda n: torch.full((n,), 1.5e38),
+    "highest": lambda n: torch.full((n,), 2e38),
+    "rising": lambda n: torch.linspace(-2e38, 2e38, n),
+    "falling": lambda n: torch.linspace(2e38, -2e38, n),
+    "rising_below_0": lambda n: torch.linspace(-2e38, -1e30, n),
+    "first": lambda n: torch.where(torch.arange(n) == 0, 2e38, -2e38),
+    "last": lambda n: torch.where(torch.arange(n) == n - 1, 2e38, -2e38),
+    "all_but_last": lambda n: torch.where(torch.arange(n) == n - 1, -2e38, 2e38),
+    "two": lambda n: torch.where(torch.arange(n) % 40 == 7, 2e38, -2e38),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=DTYPE_IDS.get)
+@pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("case", SCORES)
+def test_attention_takes_scores_of_any_size(dtype, is_causal, case):
+    """No score is mistaken for a hidden one, however low; none of their differences overflows, however high."""
+    q, k, v = torch.zeros(1, 1, 70, 32), torch.zeros(1, 1, 75, 32), random(1, 1, 75, 32, dtype=dtype)
+    q[..., 3] = 2.0**60
+    k[..., 3] = SCORES[case](75) * 2.0**-60
+    q, k = q.to(dtype), k.to(dtype)
+    expected, _ = reference(q, k, v, is_causal, scale=1.0)
+    out = mpskernels.attention(*to_mps((q, k, v)), is_causal=is_causal, scale=1.0)
+    assert_accurate(out, expected, scale=torch.ones(()), allowed=8.0 if dtype == torch.float32 else 2.0)
+
+
+def test_attention_takes_low_scores_of_any_scale():
+    q, k, v = torch.full((1, 1, 3, 32), -1e19), torch.full((1, 1, 5, 32), 5e17), torch.ones(1, 1, 5, 32)
+    assert mpskernels.attention(*to_mps((q, k, v)), scale=0.9).eq(1).all()
+    # The largest scale: of zeros and of scores that its product with log2(e) would overflow for.
+    q, k = torch.zeros(1, 1, 3, 32), torch.zeros(1, 1, 5, 32)
+    assert mpskernels.attention(*to_mps((q, k, v)), scale=3.4e38).eq(1).all()
+    q[..., 0], k[..., 0] = 0.5, 1.0
+    assert mpskernels.attention(*to_mps((q, k, v)), scale=3.4e38).eq(1).all()
+
+
 def test_attention_of_scores_that_rise_and_fall():
     """The maximum changes with every block of keys, or never after the first."""
     q, v = torch.ones(1, 2, 33, 32), random(1, 2, 100, 32)
@@ -336,6 +375,24 @@ REJECTED = {
         NotImplementedError,
         "expected q.size(3) in (32, 64, 80, 96, 128), got 48",
     ),
+    "q_on_meta": (
+        lambda: three(q_device="meta"),
+        ValueError,
+        "expected k on device meta to match q, got mps",
+    ),
+    "k_on_meta": (
+        lambda: three(k_device="meta"),
+        ValueError,
+        "expected k on device mps to match q, got meta",
+    ),
+    "v_on_meta": (
+        lambda: three(v_device="meta"),
+        ValueError,
+        "expected v on device mps to match q, got meta",
+    ),
+    "q_none": (lambda: (None, *three()[1:]), TypeError, "expected q to be a tensor, got None"),
+    "v_none": (lambda: (*three()[:2], None), TypeError, "expected v to be a tensor, got None"),
+    "all_none": (lambda: (None, None, None), TypeError, "expected q to be a tensor, got None"),
     "gradient": (
         lambda: three(v_requires_grad=True),
         NotImplementedError,
@@ -350,9 +407,9 @@ def test_attention_rejects(case):
     assert_rejected("attention", args(), {}, error, f"mpsk::attention: {text}")
 
 
-@pytest.mark.parametrize("scale", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("scale", [math.nan, math.inf, -math.inf, 1e39, -1e300])
 def test_attention_rejects_a_scale(scale):
-    text = f"mpsk::attention: expected a finite scale, got {scale}"
+    text = f"mpsk::attention: expected a scale that is finite in float32, got {scale:g}"
     assert_rejected("attention", three(), {"scale": scale}, ValueError, text)
 
 

@@ -379,6 +379,19 @@ REJECTED = {
         ValueError,
         'expected b on device mps, got cpu; move it with b.to("mps")',
     ),
+    "a_on_meta": (
+        lambda: (empty(2, 2, device="meta"), empty(2, 2)),
+        ValueError,
+        "expected b on device meta to match a, got mps",
+    ),
+    "b_on_meta": (
+        lambda: (empty(2, 2), empty(2, 2, device="meta")),
+        ValueError,
+        "expected b on device mps to match a, got meta",
+    ),
+    "a_none": (lambda: (None, empty(2, 2)), TypeError, "expected a to be a tensor, got None"),
+    "b_none": (lambda: (empty(2, 2), None), TypeError, "expected b to be a tensor, got None"),
+    "both_none": (lambda: (None, None), TypeError, "expected a to be a tensor, got None"),
     "gradient": (
         lambda: (empty(2, 2), empty(2, 2, requires_grad=True)),
         NotImplementedError,

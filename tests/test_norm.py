@@ -1,3 +1,4 @@
+import math
 import random as python_random
 import threading
 
@@ -271,8 +272,26 @@ REJECTED = {
         ValueError,
         "expected weight.size(-1) == 64 to match x.size(-1), got 63",
     ),
-    "eps_negative": (lambda: (empty(2, 4), None, -1.0), ValueError, "expected a finite eps >= 0, got -1"),
-    "eps_nan": (lambda: (empty(2, 4), None, float("nan")), ValueError, "expected a finite eps >= 0, got nan"),
+    "x_on_meta": (
+        lambda: (empty(2, 4, device="meta"), empty(4), 1e-6),
+        ValueError,
+        "expected weight on device meta to match x, got mps",
+    ),
+    "weight_on_meta": (
+        lambda: (empty(2, 4), empty(4, device="meta"), 1e-6),
+        ValueError,
+        "expected weight on device mps to match x, got meta",
+    ),
+    "x_none": (lambda: (None, empty(4), 1e-6), TypeError, "expected x to be a tensor, got None"),
+    "both_none": (lambda: (None, None, 1e-6), TypeError, "expected x to be a tensor, got None"),
+    **{
+        f"eps_{eps:g}": (
+            lambda eps=eps: (empty(2, 4), None, eps),
+            ValueError,
+            f"expected an eps >= 0 that is finite in float32, got {eps:g}",
+        )
+        for eps in (-1.0, math.nan, math.inf, 1e39, 1e300)
+    },
     "gradient": (
         lambda: (empty(2, 4), empty(4, requires_grad=True), 1e-6),
         NotImplementedError,

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.autograd.forward_ad as forward_ad
 from cases import SAMPLES, direct, dtypes, ops, sample, typed, without_stock_ops
 
 from mpskernels import _C
@@ -75,6 +76,109 @@ def test_op_runs_where_no_gradient_is_needed(op):
         typed(op)(leaf, *args[1:], **kwargs)
     with pytest.raises(NotImplementedError, match=f"mpsk::{op}: no gradient for "):
         typed(op)(leaf, *args[1:], **kwargs)
+
+
+def tensor_arguments(op):
+    """(index, name) of each tensor argument of its sample."""
+    args, _ = sample(op)
+    names = [argument.name for argument in direct(op).default._schema.arguments]
+    return [(i, names[i]) for i, value in enumerate(args) if isinstance(value, torch.Tensor)]
+
+
+each_tensor = pytest.mark.parametrize(
+    ("op", "index", "name"), [(op, *argument) for op in SAMPLES for argument in tensor_arguments(op)]
+)
+
+
+@each_tensor
+def test_op_rejects_a_tangent(op, index, name):
+    args, kwargs = sample(op)
+
+    def call(function, tensor):
+        return function(*args[:index], tensor, *args[index + 1 :], **kwargs)
+
+    text = (
+        f"mpsk::{op}: no forward-mode gradient for {name}, which has a tangent; "
+        "pass its primal, of torch.autograd.forward_ad.unpack_dual"
+    )
+    tensor, tangent = args[index], torch.ones_like(args[index])
+    for function in (direct(op), typed(op)):
+        with pytest.raises(NotImplementedError) as info:
+            torch.func.jvp(lambda t, f=function: call(f, t), (tensor,), (tangent,))
+        assert str(info.value) == text
+        with pytest.raises(NotImplementedError) as info:
+            torch.func.jacfwd(lambda t, f=function: call(f, t))(tensor)
+        assert str(info.value) == text
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(tensor, tangent)
+            for mode in (torch.enable_grad, torch.no_grad):
+                with mode(), pytest.raises(NotImplementedError) as info:
+                    call(function, dual)
+                assert str(info.value) == text
+            expected = call(function, tensor).cpu()
+            assert torch.equal(call(function, forward_ad.unpack_dual(dual).primal).cpu(), expected)
+            with torch.inference_mode():
+                assert torch.equal(call(function, dual).cpu(), expected)
+
+
+@each_tensor
+def test_op_rejects_a_functional_gradient(op, index, name):
+    args, kwargs = sample(op)
+
+    def total(tensor):
+        return typed(op)(*args[:index], tensor, *args[index + 1 :], **kwargs).sum()
+
+    text = f"mpsk::{op}: no gradient for {name}, which requires grad; call under torch.no_grad() or pass it detached"
+    for transform in (torch.func.grad, torch.func.jacrev, torch.func.hessian):
+        with pytest.raises(NotImplementedError) as info:
+            transform(total)(args[index])
+        assert str(info.value) == text
+
+
+@each_tensor
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_op_runs_under_vmap(op, index, name):
+    args, kwargs = sample(op)
+
+    def call(tensor):
+        return typed(op)(*args[:index], tensor, *args[index + 1 :], **kwargs)
+
+    batch = torch.stack([args[index], args[index] * 2, args[index] * 3])
+    expected = torch.stack([call(tensor) for tensor in batch])
+    assert torch.equal(torch.func.vmap(call)(batch).cpu(), expected.cpu())
+
+
+LAYOUTS = {
+    "sparse": (lambda t: t.to_sparse(), "one of layout Sparse; pass {}.to_dense()"),
+    "mkldnn": (lambda t: t.to_mkldnn(), "one of layout Mkldnn; pass {}.to_dense()"),
+    "nested": (lambda t: torch.nested.as_nested_tensor([t, t]), "a nested one"),
+    "jagged": (lambda t: torch.nested.as_nested_tensor([t[None], t[None]], layout=torch.jagged), "a nested one"),
+}
+
+
+@each_tensor
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:Sparse")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_op_rejects_what_is_not_dense(op, index, name, layout):
+    if (op, layout) == ("rms_norm", "jagged"):
+        pytest.skip("torch's jagged tensors take a function of this name for torch's, and refuse by its rules")
+    make, text = LAYOUTS[layout]
+    args, kwargs = sample(op)
+    tensor = make(args[index].cpu())  # mps has none of these
+    for function in (direct(op), typed(op)):
+        with pytest.raises(NotImplementedError) as info:
+            function(*args[:index], tensor, *args[index + 1 :], **kwargs)
+        assert str(info.value) == f"mpsk::{op}: expected {name} to be a dense tensor, got {text.format(name)}"
+
+
+@ops
+def test_op_infers_shapes_on_meta(op):
+    args, kwargs = sample(op)
+    expected = typed(op)(*args, **kwargs)
+    args, kwargs = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), (args, kwargs))
+    for function in (direct(op), typed(op)):
+        out = function(*args, **kwargs)
+        assert (out.shape, out.dtype, out.device.type) == (expected.shape, expected.dtype, "meta")
 
 
 @ops

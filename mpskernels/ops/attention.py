@@ -19,19 +19,24 @@ def attention(
         v: `(batch, k_heads, k_length, d)`.
         is_causal: query i sees the keys j <= i, both counted from the start of their sequence, as in
             `torch.nn.functional.scaled_dot_product_attention`, also where the lengths differ.
-        scale: what scores are multiplied by, `1 / sqrt(d)` by default.
+        scale: what scores are multiplied by, `1 / sqrt(d)` by default; finite in float32.
 
     All are float32, float16 or bfloat16, of the same dtype, on `mps`. Any strides are read in place. Lengths may be 0;
     a query that sees no key gets zeros.
 
     Returns:
         `(batch, q_heads, q_length, d)`, contiguous, in the dtype of `q`. Scores, softmax and sums are float32, rounded
-        once at the end. The same call gives the same bits every time.
+        once at the end; they are right for scores between -2e38 and 2e38, before the scale and after. The same call
+        gives the same bits every time.
 
     Raises:
-        ValueError: a tensor that is not on `mps`, shapes that do not match, a scale that is not finite.
-        TypeError: another dtype, or several dtypes.
-        NotImplementedError: another head dimension; a gradient is needed.
+        ValueError: a tensor that is not on `mps`, or not on the device of `q` (all on `meta` gives the shape alone),
+            shapes that do not match, a scale that is not finite in float32, more batches, heads or queries than a grid
+            holds.
+        TypeError: None for a tensor, another dtype, or several dtypes.
+        NotImplementedError: another head dimension; a tensor that is sparse, nested or otherwise not dense; a gradient
+            is needed, in reverse mode or in forward mode.
+        RuntimeError: what is no tensor at all; the library of kernels cannot be read.
     """
     return torch.ops.mpsk.attention(q, k, v, is_causal=is_causal, scale=scale)
 

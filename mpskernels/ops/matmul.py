@@ -21,9 +21,12 @@ def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         gives the same bits every time.
 
     Raises:
-        ValueError: a tensor that is not on `mps`, a scalar, sizes that do not match.
-        TypeError: another dtype, or two dtypes.
-        NotImplementedError: more batch dimensions or a larger grid than the kernels take; a gradient is needed.
+        ValueError: a tensor that is not on `mps`, or not on the device of the other (both on `meta` gives the shape
+            alone), a scalar, sizes that do not match.
+        TypeError: None for a tensor, another dtype, or two dtypes.
+        NotImplementedError: more batch dimensions or a larger grid than the kernels take; a tensor that is sparse,
+            nested or otherwise not dense; a gradient is needed, in reverse mode or in forward mode.
+        RuntimeError: what is no tensor at all; the library of kernels cannot be read.
     """
     return torch.ops.mpsk.matmul(a, b)
 

@@ -13,7 +13,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor | None = None, eps: float = 1
     Args:
         x: `(..., columns)`, float32, float16 or bfloat16, of at most 17 dimensions. Any strides are read in place.
         weight: `(columns,)`, in the dtype of `x` or in float32.
-        eps: finite, not negative. The smallest normal float32 stands in for less, so a row of zeros stays zero.
+        eps: finite in float32, not negative. The smallest normal float32 stands in for less, so that a row of zeros
+            stays zero.
 
     Both are on `mps`. There may be no rows, or no columns.
 
@@ -23,9 +24,12 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor | None = None, eps: float = 1
         The same call gives the same bits every time.
 
     Raises:
-        ValueError: a tensor that is not on `mps`, more dimensions, sizes that do not match, another eps.
-        TypeError: another dtype.
-        NotImplementedError: a gradient is needed.
+        ValueError: a tensor that is not on `mps`, or not on the device of `x` (both on `meta` gives the shape alone), a
+            scalar, more dimensions, sizes that do not match, another eps, 2^32 rows or 2^31 columns.
+        TypeError: None for `x`, another dtype.
+        NotImplementedError: a tensor that is sparse, nested or otherwise not dense; a gradient is needed, in reverse
+            mode or in forward mode.
+        RuntimeError: what is no tensor at all; the library of kernels cannot be read.
     """
     return torch.ops.mpsk.rms_norm(x, weight, eps)
 

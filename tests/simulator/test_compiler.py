@@ -1,4 +1,4 @@
-"""The simulator's compiler: kernels, arguments, constants and memory as the shading language has them, and what it refuses."""
+"""The simulator's compiler: kernels, arguments, constants and memory as Metal has them, and what it refuses."""
 
 import re
 import subprocess
@@ -24,7 +24,7 @@ def run(source, name="k", count=32, dtype=torch.float32, threads=None, group_siz
     return out.cpu().tolist()
 
 
-# --- Kernels and instantiations -------------------------------------------------------------------------------------
+# --- Kernels and instantiations ---------------------------------------------------------------
 
 
 def test_kernel_forms():
@@ -177,7 +177,7 @@ def test_kernels_of_one_name_and_deduced_arguments():
         assert out.tolist() == [size] * 3
 
 
-# --- Memory -----------------------------------------------------------------------------------------------------------
+# --- Memory -----------------------------------------------------------------------------------
 
 
 def test_threadgroup_declarations():
@@ -334,7 +334,8 @@ def test_structs_with_methods():
       c.value() += 4;
       counters[0] = c;
       Counter copy = counters[0];
-      out[0] = c.get(); out[1] = counters[0].get(); out[2] = copy(5); out[3] = apply<Doubler>(4); out[4] = through(2.0f * 3);
+      out[0] = c.get(); out[1] = counters[0].get(); out[2] = copy(5);
+      out[3] = apply<Doubler>(4); out[4] = through(2.0f * 3);
     }
     """
     out = torch.zeros(5, device="mps")
@@ -408,7 +409,7 @@ def test_temporaries_of_classes_are_objects():
     assert out.tolist() == [3, -3, 7]
 
 
-# --- Includes, line numbers, the program ----------------------------------------------------------------------------------
+# --- Includes, line numbers, the program ------------------------------------------------------
 
 
 def test_own_headers_are_included(tmp_path):
@@ -450,12 +451,15 @@ def test_every_shader_of_the_library_compiles_as_a_program(tmp_path):
     assert done.returncode == 0, done.stderr
     source.write_text("kernel void k(")
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    assert done.returncode == 1 and "error" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 1
+    assert "error" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
-# --- Refusals: what Apple's compiler does not take ------------------------------------------------------------------------
+# --- Refusals: what Apple's compiler does not take --------------------------------------------
 
-KERNEL = "kernel void k(device float* out, constant float* c, threadgroup float* t, uint i [[thread_position_in_grid]]) {{ {} }}"
+ARGUMENTS = "device float* out, constant float* c, threadgroup float* t, uint i [[thread_position_in_grid]]"
+KERNEL = f"kernel void k({ARGUMENTS})" + " {{ {} }}"
 
 REFUSED = {
     "pointer without an address space": ("float f(float* p) { return *p; }", "must have an address space"),
@@ -499,6 +503,11 @@ REFUSED = {
         "not a function constant",
     ),
     "threadgroup memory outside a kernel": ("void f() { threadgroup float x[4]; }", "only be declared in a kernel"),
+    "kernel called by a kernel": (
+        "kernel void a(device float* out) {} kernel void k(device float* out) { a(out); }",
+        "kernel 'a' cannot be called",
+    ),
+    "long double literal": (KERNEL.format("out[0] = 1.0l;"), "long double"),
     "kernel that returns": ("kernel float k(device float* out) { return 1; }", "must return void"),
     "overloaded kernel": (
         "kernel void k(device float* out) {} kernel void k(device half* out) {}",
@@ -576,7 +585,7 @@ def test_too_much_threadgroup_memory_is_refused_when_the_kernel_is_used():
         PREFIX
         + KERNEL.format("threadgroup float x[8193]; x[i] = 1; out[i] = x[0];").replace("threadgroup float* t,", "")
     )
-    with pytest.raises(RuntimeError, match="32784.*32768"):
+    with pytest.raises(RuntimeError, match=r"32784.*32768"):
         library.k(torch.zeros(1, device="mps"), [1.0])
 
 
@@ -590,10 +599,10 @@ def test_lambdas_with_metal_3_2(tmp_path):
 
 @pytest.mark.parametrize("option", [{"std": "metal9"}, {"math_mode": "quick"}])
 def test_unknown_options_are_refused(option, tmp_path):
-    with pytest.raises(CompileError, match="unknown .* one of"):
+    with pytest.raises(CompileError, match=r"unknown .* one of"):
         compiler.compile(PREFIX, tmp_path / "x.metallib", **option)
 
 
 def test_a_missing_source_is_named(tmp_path):
-    with pytest.raises(CompileError, match="no such file: .*nowhere.metal"):
+    with pytest.raises(CompileError, match=r"no such file: .*nowhere\.metal"):
         compiler.compile(tmp_path / "nowhere.metal", tmp_path / "x.metallib")

@@ -16,7 +16,8 @@ from mpskernels.simulator import compiler
 simulator.enable()
 
 PREFIX = "#include <metal_stdlib>\nusing namespace metal;\n"
-LANE = "uint lane [[thread_index_in_simdgroup]], uint i [[thread_position_in_grid]], uint t [[thread_index_in_threadgroup]]"
+LANE = "uint lane [[thread_index_in_simdgroup]], uint i [[thread_position_in_grid]]"
+LANE += ", uint t [[thread_index_in_threadgroup]]"
 
 
 def run(body, count=32, dtype=torch.float32, group_size=None, before=""):
@@ -29,7 +30,7 @@ def run(body, count=32, dtype=torch.float32, group_size=None, before=""):
 
 METAL = {torch.float32: "float", torch.int32: "int", torch.float16: "half"}
 
-# --- simd and quad functions --------------------------------------------------------------------------------------------
+# --- simd and quad functions -------------------------------------------------------------------
 
 
 def scanned(values, op, inclusive, start):
@@ -101,7 +102,8 @@ def test_simd_functions_of_every_type(scalar):
       {scalar} x = {scalar}(lane % 4);
       vec<{scalar}, 2> v = vec<{scalar}, 2>(x, {scalar}(1));
       auto s = simd_sum(v);
-      out[i] = float(s.x) * 100 + float(s.y) + float(simd_shuffle_xor(v, 1).x) * 10000 + float(simd_max(x)) * 100000 + float(simd_min(v).y) - 1;
+      out[i] = float(s.x) * 100 + float(s.y) + float(simd_shuffle_xor(v, 1).x) * 10000 + float(simd_max(x)) * 100000
+               + float(simd_min(v).y) - 1;
     """
     assert run(body) == [48 * 100 + 32 + (n % 4 ^ 1) * 10000 + 300000 for n in N]
 
@@ -125,8 +127,8 @@ def test_lanes_leave_a_loop_at_different_times():
     assert run(body) == [sum(32 - k for k in range(n + 1)) * 100 + 32 for n in N]
 
 
-# Lanes that took different ways meet where their ways do. Each kernel against what its text says, lane by lane; `ops(j, i)` are
-# the simd_sums that lane i reaches in round j, as (name, value), in the order of the text.
+# Lanes that a branch has parted meet again behind it. A text, and its simd_sums in order: a name, the value that each
+# lane brings, and whether lane i reaches it in round j.
 DIVERGENT = {
     "guarded": (
         "for (int j = 0; j < n; ++j) if ((int(i) + j) & 1) r += simd_sum(1.0f);",
@@ -180,8 +182,12 @@ DIVERGENT = {
         "for (int j = 0; j < n; ++j) { if (i < 10) r += f(1); else r += f(2) + 1000; }",
         [("a", 1, lambda j, i: i < 10), ("b", 2, lambda j, i: i >= 10)],
     ),
+    "an argument for some": (
+        "for (int j = 0; j < n; ++j) r += more(((int(i) + j) & 1) ? simd_sum(1.0f) : 0.0f);",
+        [("a", 1, lambda j, i: i + j & 1)],
+    ),
     "a method, guarded inside": (
-        "Adder adder{n}; for (int j = 0; j < n; ++j) r += adder.add(int(i) + j);",
+        "Adder adder{n}; for (int j = 0; j < n; ++j) r += ::more(adder.add(int(i) + j));",
         [("a", 1, lambda j, i: i + j & 1)],
     ),
 }
@@ -193,9 +199,11 @@ def test_divergent_lanes_meet_again(name):
     rounds = 4
     before = """
       __attribute__((noinline)) float f(float x) { return simd_sum(x); }
-      struct Adder { int n; float add(int k) const { if (k & 1) return simd_sum(1.0f); return 0; } };
+      struct Adder { int n; float add(int k) const { if (k & 1) return ::metal::simd_sum(1.0f); return 0; } };
+      float more(float x) { return simd_shuffle_xor(simd_shuffle_xor(x, 1), 1); }
     """
-    source = f"{PREFIX}{before} kernel void k(device float* out, constant int& n, {LANE}) {{ float r = 0; {text} out[i] = r; }}"
+    body = f"float r = 0; {text} out[i] = r;"
+    source = f"{PREFIX}{before} kernel void k(device float* out, constant int& n, {LANE}) {{ {body} }}"
     out = torch.zeros(32, device="mps")
     simulator.compile_shader(source).k(out, rounds, threads=32, group_size=32)
     expected = [0.0] * 32
@@ -210,7 +218,8 @@ def test_divergent_lanes_meet_again(name):
 
 
 def test_lanes_that_return_early_take_no_part():
-    body = "if (lane >= 20) return; out[i] = simd_sum(1.0f); threadgroup_barrier(mem_flags::mem_device); out[i] += simd_sum(1.0f);"
+    body = "if (lane >= 20) return; out[i] = simd_sum(1.0f); threadgroup_barrier(mem_flags::mem_device);"
+    body += "out[i] += simd_sum(1.0f);"
     assert run(body) == [40] * 20 + [-1] * 12
 
 
@@ -218,7 +227,7 @@ def test_partial_simdgroup():
     assert run("out[i] = simd_sum(1.0f);", count=40) == [32] * 32 + [8] * 8
 
 
-# --- Barriers ---------------------------------------------------------------------------------------------------------
+# --- Barriers ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("threads", [1, 31, 32, 33, 256, 1000, 1024])
@@ -251,7 +260,8 @@ FAULTS = {
         "divergent threadgroup_barrier.*different barriers",
     ),
     "simdgroup barrier for some": (
-        "if (lane < 16) simdgroup_barrier(mem_flags::mem_threadgroup); threadgroup_barrier(mem_flags::mem_none); out[i] = 1;",
+        "if (lane < 16) simdgroup_barrier(mem_flags::mem_threadgroup);"
+        " threadgroup_barrier(mem_flags::mem_none); out[i] = 1;",
         "simdgroup_barrier reached by lanes 0-15 of the live lanes 0-31",
     ),
     "shuffle from an inactive lane": ("if (lane < 16) out[i] = simd_shuffle_xor(lane, 16);", "inactive lane"),
@@ -279,11 +289,12 @@ def test_reports_and_lives_on(name):
     before = "__attribute__((noinline)) int endless(int n) { return n > 1000000000 ? n : endless(n + 1) * 3 + n; }"
     with pytest.raises(RuntimeError, match=message) as fault:
         run(body, before=before)
-    assert "k" in str(fault.value) and "thread (" in str(fault.value)
+    assert "kernel k: " in str(fault.value)
+    assert "thread (" in str(fault.value)
     assert run("out[i] = simd_sum(lane);") == [sum(N)] * 32
 
 
-# --- simdgroup_matrix -------------------------------------------------------------------------------------------------
+# --- simdgroup_matrix --------------------------------------------------------------------------
 
 DTYPES = {"float": torch.float32, "half": torch.float16, "bfloat": torch.bfloat16}
 
@@ -335,12 +346,13 @@ def test_matrix_elements_belong_to_their_lanes():
         at = row * 8 + column
         expected.append(at + 2000 * at + 1000000 * (2 * (at + 1) + 1))
     out = torch.zeros(32, dtype=torch.int32, device="mps")
-    source = f"{PREFIX}kernel void k(device int* out, {LANE}) {{ {body.replace('1000 *', '1000 * (int)').replace('1000000 *', '1000000 * (int)')} }}"
+    body = body.replace("000 *", "000 * (int)")
+    source = f"{PREFIX}kernel void k(device int* out, {LANE}) {{ {body} }}"
     simulator.compile_shader(source).k(out, threads=32, group_size=32)
     assert out.tolist() == expected
 
 
-# --- Numbers ------------------------------------------------------------------------------------------------------------
+# --- Numbers -----------------------------------------------------------------------------------
 
 
 def test_float_denormals_are_flushed_and_half_ones_kept():
@@ -351,7 +363,7 @@ def test_float_denormals_are_flushed_and_half_ones_kept():
     assert out.tolist() == [0, 2**-24]
 
 
-# --- The device as a whole ------------------------------------------------------------------------------------------------
+# --- The device as a whole ---------------------------------------------------------------------
 
 
 def test_results_do_not_depend_on_the_number_of_workers():
@@ -403,7 +415,7 @@ def test_python_threads_launch_at_once():
     assert wrong == []
 
 
-# --- metallibs ------------------------------------------------------------------------------------------------------------
+# --- metallibs ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -107,7 +107,7 @@ WORKS = {
     "stream_commit_runs_without_a_wait": "0 12",
     "stream_makes_way_for_an_own_encoder": "4 8 12 16 ",
     "library_of_a_url_that_is_no_file": "6 newLibraryWithURL: expected a file URL, got https://example.org/x.metallib",
-    "function_missing": "5 function 'none' does not exist in the library ",
+    "function_missing": "5 function 'none' does not exist in the library",
     "library_missing": "6 metallib '/nowhere/x.metallib' does not exist",
     "library_from_source_without_compiler": "3 no compiler for Metal sources is loaded in this process",
 }

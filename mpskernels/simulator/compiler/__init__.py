@@ -1,6 +1,7 @@
 """The simulator's Metal compiler: `.metal` sources in, a metallib for the software device out.
 
-It stands alone, without torch, so that a build can run it: `python -m compiler --help` with `mpskernels/simulator` on the path.
+It stands alone, without torch, so that a build can run it: `python -m compiler --help` with `mpskernels/simulator` on
+the path.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def _cache_folder() -> Path:
 
 
 def precompiled_header(math_mode: str) -> Path:
-    """The precompiled `msl/mpsk/all.h`, made where it is missing. Named by what it was made from, so it never goes stale."""
+    """The precompiled `msl/mpsk/all.h`, made where it is missing. Its name tells what it was made from."""
     flags = _flags(math_mode)
     digest = hashlib.sha256("\0".join([*flags, _tool("clang++"), str(MSL)]).encode())
     for header in _headers():

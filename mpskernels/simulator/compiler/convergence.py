@@ -1,13 +1,13 @@
-"""Tells the device where in the source each lane waits, so that lanes that took different ways meet where their ways do.
+"""Tells the device where in the source each lane waits, so that lanes that a branch has parted meet again behind it.
 
-On the hardware, lanes that a branch has parted go on together behind it, and a loop's lanes start each iteration together.
-The device sees only lanes that wait at simd operations. It lets those go first that are earliest in the source, which is
-right if
+On the hardware, lanes that a branch has parted go on together behind it, and a loop's lanes start each iteration
+together. The device sees only lanes that wait at simd operations. It lets those go first that are earliest in the
+source, which is right if
 
 - it knows every operation's place, and for one inside a function also the places of the calls that led there: `at(n)`
   before operations and calls, and a `frame` in functions that reach an operation;
-- no lane runs ahead into the next iteration of a loop, where the same operation is behind and before the others: `join(n)`
-  at the end of the iterations of loops in which a lane can pass an operation by.
+- no lane runs ahead into the next iteration of a loop, where the same operation is behind and before the others:
+  `join(n)` at the end of the iterations of loops in which a lane can pass an operation by.
 """
 
 from __future__ import annotations
@@ -77,14 +77,17 @@ class Convergence:
             k = self.source.before(k)
 
     def _call(self, i: int) -> None:
-        """`a.f<T>(x)` becomes `(at(n), a.f<T>(x))`."""
-        tokens, opened = self.tokens, i + 1
-        if tokens[opened].text == "<":
-            opened = self.source.skip_template_arguments(opened, len(tokens))
-        if tokens[opened].text != "(":
+        """`a.f<T>(x)` becomes `(at(n), a.f<T>(x))`; among the arguments of another, `back(m, (at(n), a.f<T>(x)))`. Its
+        place is that of its `)`, behind those of its arguments."""
+        tokens, opened = self.tokens, self._arguments(i)
+        if opened is None:
             return
         start = i
         while tokens[start - 1].text in (".", "->", "::"):
+            qualifier = tokens[start - 2]
+            if qualifier.text in _BEFORE_EXPRESSION or (qualifier.kind != "name" and qualifier.text not in (")", "]")):
+                start -= 1  # ::f(x)
+                break
             start -= 2
             while tokens[start].text in (")", "]"):
                 start = self.source.match[start] - 1
@@ -96,8 +99,27 @@ class Convergence:
             and tokens[self.source.template_arguments_start(start - 1) - 1].text in self.source.type_names
         ):
             return  # likewise
-        self.source.insert(start, f"(mpsk::at({2 * i}), ")
-        self.source.insert_after(self.source.match[opened], ")")
+        outer = self._enclosing_call(start)
+        closed = self.source.match[opened]
+        self.source.insert(start, (f"mpsk::back({2 * outer}, " if outer else "") + f"(mpsk::at({2 * closed}), ")
+        self.source.insert_after(closed, "))" if outer else ")")
+
+    def _arguments(self, i: int) -> int | None:
+        """Index of the `(` of the arguments, if the name at i is called."""
+        opened = i + 1
+        if self.tokens[opened].text == "<":
+            opened = self.source.skip_template_arguments(opened, len(self.tokens))
+        return opened if self.tokens[opened].text == "(" else None
+
+    def _enclosing_call(self, i: int) -> int | None:
+        """Index of the `)` of the marked call whose arguments token i is among."""
+        while (i := self.source.opening(i)) >= 0 and self.tokens[i].text != "{":
+            name = i - 1
+            if self.tokens[name].text == ">":
+                name = self.source.template_arguments_start(name) - 1
+            if _is_simd(self.tokens[name].text) or self.tokens[name].text in self.marked:
+                return self.source.match[i]
+        return None
 
     def _loop(self, i: int) -> None:
         tokens = self.tokens

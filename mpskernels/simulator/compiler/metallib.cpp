@@ -2,7 +2,7 @@
 
 #include "device/abi.h"
 
-#define MPSK_SECTION(type, name)                                            \
+#define MPSK_SECTION(type, name)                                                \
   extern "C" __attribute__((weak, visibility("hidden"))) type __start_##name[]; \
   extern "C" __attribute__((weak, visibility("hidden"))) type __stop_##name[];
 
@@ -12,7 +12,17 @@ MPSK_SECTION(const mpsk_derive, mpsk_derived)
 MPSK_SECTION(const mpsk_threadgroup_record, mpsk_threadgroup)
 
 extern "C" __attribute__((visibility("default"))) const mpsk_metallib_header mpsk_metallib = {
-    "MPSKLIB",          MPSK_ABI_VERSION,       MPSK_MSL_VERSION,      MPSK_MATH_MODE,          MPSK_TARGET,
-    __start_mpsk_kernels,  __stop_mpsk_kernels,  __start_mpsk_constants, __stop_mpsk_constants,
-    __start_mpsk_derived, __stop_mpsk_derived, __start_mpsk_threadgroup, __stop_mpsk_threadgroup,
+    "MPSKLIB",
+    MPSK_ABI_VERSION,
+    MPSK_MSL_VERSION,
+    MPSK_MATH_MODE,
+    MPSK_TARGET,
+    __start_mpsk_kernels,
+    __stop_mpsk_kernels,
+    __start_mpsk_constants,
+    __stop_mpsk_constants,
+    __start_mpsk_derived,
+    __stop_mpsk_derived,
+    __start_mpsk_threadgroup,
+    __stop_mpsk_threadgroup,
 };

@@ -431,9 +431,13 @@ class Rewriter(Source):
         if text in ("*", "&", "&&"):
             self._check_pointer(i)
         elif text in _REFUSED_WORDS and before not in ("::", ".") and not (text == "delete" and before == "="):
-            raise error_at(token, f"{_REFUSED_WORDS[text]} is not supported in Metal")
+            raise error_at(token, f"Metal has no {_REFUSED_WORDS[text]}")
         elif text == "long" and following == "long":
-            raise error_at(token, "'long long' is not supported in Metal")
+            raise error_at(token, "Metal has no 'long long'")
+        elif in_function and following == "(" and text in self.kernels and before in (";", "{", "}", ")", ","):
+            raise error_at(token, f"kernel '{text}' cannot be called")
+        elif token.kind == "number" and text[-1] in "lL" and "." in text:
+            raise error_at(token, "Metal has no long double")
         elif text == "[" and self.version < 3.2 and self._is_lambda(i):
             raise error_at(token, "lambdas need Metal 3.2")
         elif text == "static" and in_function and not self._in_type(i):
@@ -602,8 +606,8 @@ class Rewriter(Source):
     # --- methods and their address spaces -----------------------------------------------------------------------------
 
     def _methods(self) -> None:
-        """A method that names no address space is one of objects in `thread`. One that is const may as well be of objects
-        anywhere: temporaries, which to clang lie nowhere, are objects too."""
+        """A method that names no address space is one of objects in `thread`. One that is const may as well be of
+        objects anywhere: temporaries, which to clang lie nowhere, are objects too."""
         tokens = self.tokens
         for i, token in enumerate(tokens):
             if token.text not in TYPE_KEYWORDS - {"enum"} or tokens[i - 1].text in ("enum", "<", ","):
@@ -685,7 +689,7 @@ class Rewriter(Source):
         struct = self.opening(start)
         is_constructor = tokens[self.match[close_paren] - 1].text == self.struct_names.get(struct)
         space = {"thread": "__private", "threadgroup": "__local"}.get(tokens[i].text, "__global")
-        if is_constructor or tokens[i].text == "thread" and tokens[i - 1].text == "const":
+        if is_constructor or (tokens[i].text == "thread" and tokens[i - 1].text == "const"):
             space = ""  # the latter as in _methods()
         method = (struct, f"{self.text_of(start, i)} {space}")
         if method not in self.methods:

@@ -31,8 +31,9 @@ struct remove_const<const T> {
   using type = T;
 };
 
-// --- Places in the source ----------------------------------------------------------------------------------------------
-// See compiler/convergence.py.
+// --- Places in the source
+// ---------------------------------------------------------------------------------------------- See
+// compiler/convergence.py.
 
 __attribute__((always_inline)) inline void at(unsigned place) { stack_slot().place = place; }
 
@@ -42,8 +43,19 @@ struct frame {
     if (slot.depth < MPSK_MAX_CALLS) slot.calls[slot.depth] = slot.place;
     ++slot.depth;
   }
-  __attribute__((always_inline)) ~frame() { --stack_slot().depth; }
+  __attribute__((always_inline)) ~frame() {
+    mpsk_slot& slot = stack_slot();
+    --slot.depth;
+    if (slot.depth < MPSK_MAX_CALLS) slot.place = slot.calls[slot.depth];
+  }
 };
+
+// Back at the call that `value` is an argument of: lanes that did not work one out have not left it.
+template <typename T>
+__attribute__((always_inline)) inline T back(unsigned place, T value) {
+  at(place);
+  return value;
+}
 
 inline void nothing(void* const*, unsigned) {}
 
@@ -234,8 +246,8 @@ inline thread T* object(const T& temporary) {
   return (thread T*)&temporary;
 }
 
-// The right side of `+=` and `-=`: an object that stands for an integer (it is empty and converts) becomes that, for clang
-// adds only integers to a pointer that lies in an address space.
+// The right side of `+=` and `-=`: an object that stands for an integer (it is empty and converts) becomes that, for
+// clang adds only integers to a pointer that lies in an address space.
 template <typename T>
 constexpr auto addend(T value) {
   if constexpr (__is_empty(T) && __is_convertible(thread T&, long)) {

@@ -1,7 +1,8 @@
 // simd_* and quad_* functions (MSL 6.9.2, 6.9.3): values that cross lanes.
 //
-// Every lane brings an operand to a meeting; the device calls one function for all lanes that reached it, which fills in
-// each lane's result. A quadgroup is a simdgroup of four: the same functions, with the lanes of other quads left out.
+// Every lane brings an operand to a meeting; the device calls one function for all lanes that reached it, which fills
+// in each lane's result. A quadgroup is a simdgroup of four: the same functions, with the lanes of other quads left
+// out.
 #pragma once
 
 #include "runtime.h"
@@ -251,101 +252,104 @@ inline unsigned absolute(unsigned lane) {
 #define MPSK_GROUP_FUNCTION __attribute__((always_inline, convergent)) inline
 #define MPSK_WHEN(CONDITION, T) typename mpsk_group::when<mpsk_group::CONDITION<T>, T>::type
 
-#define MPSK_GROUP_REDUCTION(NAME, WIDTH, OP, CONDITION)                       \
-  template <typename T>                                                       \
-  MPSK_GROUP_FUNCTION MPSK_WHEN(CONDITION, T) NAME(T data) {                  \
+#define MPSK_GROUP_REDUCTION(NAME, WIDTH, OP, CONDITION)                          \
+  template <typename T>                                                           \
+  MPSK_GROUP_FUNCTION MPSK_WHEN(CONDITION, T) NAME(T data) {                      \
     return mpsk_group::meet(data, &mpsk_group::reduce<T, mpsk_group::OP, WIDTH>); \
   }
-#define MPSK_GROUP_SCAN(NAME, WIDTH, OP, INCLUSIVE)                                       \
-  template <typename T>                                                                  \
-  MPSK_GROUP_FUNCTION MPSK_WHEN(crosses, T) NAME(T data) {                               \
+#define MPSK_GROUP_SCAN(NAME, WIDTH, OP, INCLUSIVE)                                        \
+  template <typename T>                                                                    \
+  MPSK_GROUP_FUNCTION MPSK_WHEN(crosses, T) NAME(T data) {                                 \
     return mpsk_group::meet(data, &mpsk_group::scan<T, mpsk_group::OP, WIDTH, INCLUSIVE>); \
   }
 
-#define MPSK_GROUP_FUNCTIONS(GROUP, WIDTH)                                                                          \
-  MPSK_GROUP_REDUCTION(GROUP##_sum, WIDTH, sum, crosses)                                                            \
-  MPSK_GROUP_REDUCTION(GROUP##_product, WIDTH, product, crosses)                                                    \
-  MPSK_GROUP_REDUCTION(GROUP##_min, WIDTH, minimum, crosses)                                                        \
-  MPSK_GROUP_REDUCTION(GROUP##_max, WIDTH, maximum, crosses)                                                        \
-  MPSK_GROUP_REDUCTION(GROUP##_and, WIDTH, bit_and, counts)                                                         \
-  MPSK_GROUP_REDUCTION(GROUP##_or, WIDTH, bit_or, counts)                                                           \
-  MPSK_GROUP_REDUCTION(GROUP##_xor, WIDTH, bit_xor, counts)                                                         \
-  MPSK_GROUP_SCAN(GROUP##_prefix_inclusive_sum, WIDTH, sum, true)                                                   \
-  MPSK_GROUP_SCAN(GROUP##_prefix_exclusive_sum, WIDTH, sum, false)                                                  \
-  MPSK_GROUP_SCAN(GROUP##_prefix_inclusive_product, WIDTH, product, true)                                           \
-  MPSK_GROUP_SCAN(GROUP##_prefix_exclusive_product, WIDTH, product, false)                                          \
-                                                                                                                    \
-  template <typename T>                                                                                             \
-  MPSK_GROUP_FUNCTION MPSK_WHEN(crosses, T) GROUP##_broadcast(T data, ushort lane) {                                \
-    return mpsk_group::exchange(data, mpsk_group::absolute<WIDTH>(lane), data);                                     \
-  }                                                                                                                 \
-  template <typename T>                                                                                             \
-  MPSK_GROUP_FUNCTION MPSK_WHEN(crosses, T) GROUP##_shuffle(T data, ushort lane) {                                  \
-    return mpsk_group::exchange(data, mpsk_group::absolute<WIDTH>(lane), data);                                     \
-  }                                                                                                                 \
-  template <typename T>                                                                                             \
-  MPSK_GROUP_FUNCTION MPSK_WHEN(crosses, T) GROUP##_shuffle_xor(T data, ushort mask) {                              \
-    return mpsk_group::exchange(data, mpsk_group::absolute<WIDTH>(mpsk_group::lane_in_group<WIDTH>() ^ mask), data); \
-  }                                                                                                                 \
-  template <typename T>                                                                                             \
-  MPSK_GROUP_FUNCTION MPSK_WHEN(crosses, T) GROUP##_shuffle_up(T data, ushort delta) {                              \
-    const unsigned lane = mpsk_group::lane_in_group<WIDTH>();                                                       \
-    return mpsk_group::exchange(data, lane < delta ? mpsk_group::no_lane : mpsk_group::absolute<WIDTH>(lane - delta), data); \
-  }                                                                                                                 \
-  template <typename T>                                                                                             \
-  MPSK_GROUP_FUNCTION MPSK_WHEN(crosses, T) GROUP##_shuffle_down(T data, ushort delta) {                            \
-    const unsigned lane = mpsk_group::lane_in_group<WIDTH>() + delta;                                               \
-    return mpsk_group::exchange(data, lane >= WIDTH ? mpsk_group::no_lane : mpsk_group::absolute<WIDTH>(lane), data); \
-  }                                                                                                                 \
-  template <typename T>                                                                                             \
-  MPSK_GROUP_FUNCTION MPSK_WHEN(crosses, T) GROUP##_shuffle_rotate_up(T data, ushort delta) {                       \
-    const unsigned lane = (mpsk_group::lane_in_group<WIDTH>() - delta) & (WIDTH - 1);                               \
-    return mpsk_group::exchange(data, mpsk_group::absolute<WIDTH>(lane), data);                                     \
-  }                                                                                                                 \
-  template <typename T>                                                                                             \
-  MPSK_GROUP_FUNCTION MPSK_WHEN(crosses, T) GROUP##_shuffle_rotate_down(T data, ushort delta) {                     \
-    const unsigned lane = (mpsk_group::lane_in_group<WIDTH>() + delta) & (WIDTH - 1);                               \
-    return mpsk_group::exchange(data, mpsk_group::absolute<WIDTH>(lane), data);                                     \
-  }                                                                                                                 \
-  /* Lanes past the edge of their segment of `modulo` lanes read from `filling`, as if it were the next segment. */ \
-  template <typename T>                                                                                             \
-  MPSK_GROUP_FUNCTION MPSK_WHEN(crosses, T) GROUP##_shuffle_and_fill_up(T data, T filling, ushort delta,            \
-                                                                        ushort modulo = WIDTH) {                    \
-    const unsigned lane = mpsk_group::lane_in_group<WIDTH>(), start = lane & ~unsigned(modulo - 1);                 \
-    const bool fill = lane - start < delta;                                                                         \
-    const unsigned from = fill ? lane + modulo - delta : lane - delta;                                              \
+#define MPSK_GROUP_FUNCTIONS(GROUP, WIDTH)                                                                             \
+  MPSK_GROUP_REDUCTION(GROUP##_sum, WIDTH, sum, crosses)                                                               \
+  MPSK_GROUP_REDUCTION(GROUP##_product, WIDTH, product, crosses)                                                       \
+  MPSK_GROUP_REDUCTION(GROUP##_min, WIDTH, minimum, crosses)                                                           \
+  MPSK_GROUP_REDUCTION(GROUP##_max, WIDTH, maximum, crosses)                                                           \
+  MPSK_GROUP_REDUCTION(GROUP##_and, WIDTH, bit_and, counts)                                                            \
+  MPSK_GROUP_REDUCTION(GROUP##_or, WIDTH, bit_or, counts)                                                              \
+  MPSK_GROUP_REDUCTION(GROUP##_xor, WIDTH, bit_xor, counts)                                                            \
+  MPSK_GROUP_SCAN(GROUP##_prefix_inclusive_sum, WIDTH, sum, true)                                                      \
+  MPSK_GROUP_SCAN(GROUP##_prefix_exclusive_sum, WIDTH, sum, false)                                                     \
+  MPSK_GROUP_SCAN(GROUP##_prefix_inclusive_product, WIDTH, product, true)                                              \
+  MPSK_GROUP_SCAN(GROUP##_prefix_exclusive_product, WIDTH, product, false)                                             \
+                                                                                                                       \
+  template <typename T>                                                                                                \
+  MPSK_GROUP_FUNCTION MPSK_WHEN(crosses, T) GROUP##_broadcast(T data, ushort lane) {                                   \
+    return mpsk_group::exchange(data, mpsk_group::absolute<WIDTH>(lane), data);                                        \
+  }                                                                                                                    \
+  template <typename T>                                                                                                \
+  MPSK_GROUP_FUNCTION MPSK_WHEN(crosses, T) GROUP##_shuffle(T data, ushort lane) {                                     \
+    return mpsk_group::exchange(data, mpsk_group::absolute<WIDTH>(lane), data);                                        \
+  }                                                                                                                    \
+  template <typename T>                                                                                                \
+  MPSK_GROUP_FUNCTION MPSK_WHEN(crosses, T) GROUP##_shuffle_xor(T data, ushort mask) {                                 \
+    return mpsk_group::exchange(data, mpsk_group::absolute<WIDTH>(mpsk_group::lane_in_group<WIDTH>() ^ mask), data);   \
+  }                                                                                                                    \
+  template <typename T>                                                                                                \
+  MPSK_GROUP_FUNCTION MPSK_WHEN(crosses, T) GROUP##_shuffle_up(T data, ushort delta) {                                 \
+    const unsigned lane = mpsk_group::lane_in_group<WIDTH>();                                                          \
+    return mpsk_group::exchange(data, lane < delta ? mpsk_group::no_lane : mpsk_group::absolute<WIDTH>(lane - delta),  \
+                                data);                                                                                 \
+  }                                                                                                                    \
+  template <typename T>                                                                                                \
+  MPSK_GROUP_FUNCTION MPSK_WHEN(crosses, T) GROUP##_shuffle_down(T data, ushort delta) {                               \
+    const unsigned lane = mpsk_group::lane_in_group<WIDTH>() + delta;                                                  \
+    return mpsk_group::exchange(data, lane >= WIDTH ? mpsk_group::no_lane : mpsk_group::absolute<WIDTH>(lane), data);  \
+  }                                                                                                                    \
+  template <typename T>                                                                                                \
+  MPSK_GROUP_FUNCTION MPSK_WHEN(crosses, T) GROUP##_shuffle_rotate_up(T data, ushort delta) {                          \
+    const unsigned lane = (mpsk_group::lane_in_group<WIDTH>() - delta) & (WIDTH - 1);                                  \
+    return mpsk_group::exchange(data, mpsk_group::absolute<WIDTH>(lane), data);                                        \
+  }                                                                                                                    \
+  template <typename T>                                                                                                \
+  MPSK_GROUP_FUNCTION MPSK_WHEN(crosses, T) GROUP##_shuffle_rotate_down(T data, ushort delta) {                        \
+    const unsigned lane = (mpsk_group::lane_in_group<WIDTH>() + delta) & (WIDTH - 1);                                  \
+    return mpsk_group::exchange(data, mpsk_group::absolute<WIDTH>(lane), data);                                        \
+  }                                                                                                                    \
+  /* Lanes past the edge of their segment of `modulo` lanes read from `filling`, as if it were the next segment. */    \
+  template <typename T>                                                                                                \
+  MPSK_GROUP_FUNCTION MPSK_WHEN(crosses, T)                                                                            \
+      GROUP##_shuffle_and_fill_up(T data, T filling, ushort delta, ushort modulo = WIDTH) {                            \
+    const unsigned lane = mpsk_group::lane_in_group<WIDTH>(), start = lane & ~unsigned(modulo - 1);                    \
+    const bool fill = lane - start < delta;                                                                            \
+    const unsigned from = fill ? lane + modulo - delta : lane - delta;                                                 \
     const T inside = mpsk_group::exchange(data, fill ? mpsk_group::no_lane : mpsk_group::absolute<WIDTH>(from), data); \
-    const T outside = mpsk_group::exchange(filling, fill ? mpsk_group::absolute<WIDTH>(from) : mpsk_group::no_lane, inside); \
-    return outside;                                                                                                 \
-  }                                                                                                                 \
-  template <typename T>                                                                                             \
-  MPSK_GROUP_FUNCTION MPSK_WHEN(crosses, T) GROUP##_shuffle_and_fill_down(T data, T filling, ushort delta,          \
-                                                                          ushort modulo = WIDTH) {                  \
-    const unsigned lane = mpsk_group::lane_in_group<WIDTH>(), end = (lane & ~unsigned(modulo - 1)) + modulo;        \
-    const bool fill = lane + delta >= end;                                                                          \
-    const unsigned from = fill ? lane + delta - modulo : lane + delta;                                              \
+    const T outside =                                                                                                  \
+        mpsk_group::exchange(filling, fill ? mpsk_group::absolute<WIDTH>(from) : mpsk_group::no_lane, inside);         \
+    return outside;                                                                                                    \
+  }                                                                                                                    \
+  template <typename T>                                                                                                \
+  MPSK_GROUP_FUNCTION MPSK_WHEN(crosses, T)                                                                            \
+      GROUP##_shuffle_and_fill_down(T data, T filling, ushort delta, ushort modulo = WIDTH) {                          \
+    const unsigned lane = mpsk_group::lane_in_group<WIDTH>(), end = (lane & ~unsigned(modulo - 1)) + modulo;           \
+    const bool fill = lane + delta >= end;                                                                             \
+    const unsigned from = fill ? lane + delta - modulo : lane + delta;                                                 \
     const T inside = mpsk_group::exchange(data, fill ? mpsk_group::no_lane : mpsk_group::absolute<WIDTH>(from), data); \
-    const T outside = mpsk_group::exchange(filling, fill ? mpsk_group::absolute<WIDTH>(from) : mpsk_group::no_lane, inside); \
-    return outside;                                                                                                 \
-  }                                                                                                                 \
-  MPSK_GROUP_FUNCTION GROUP##_vote GROUP##_ballot(bool expr) {                                                      \
-    return GROUP##_vote(GROUP##_vote::vote_t(mpsk_group::meet(uint(expr), &mpsk_group::ballot<WIDTH>)));            \
-  }                                                                                                                 \
-  MPSK_GROUP_FUNCTION GROUP##_vote GROUP##_active_threads_mask() { return GROUP##_ballot(true); }                   \
-  MPSK_GROUP_FUNCTION bool GROUP##_all(bool expr) {                                                                 \
-    return mpsk_group::meet(uint(!expr), &mpsk_group::ballot<WIDTH>) == 0;                                          \
-  }                                                                                                                 \
-  MPSK_GROUP_FUNCTION bool GROUP##_any(bool expr) {                                                                 \
-    return mpsk_group::meet(uint(expr), &mpsk_group::ballot<WIDTH>) != 0;                                           \
-  }                                                                                                                 \
-  MPSK_GROUP_FUNCTION bool GROUP##_is_first() {                                                                     \
-    const uint active = mpsk_group::meet(1u, &mpsk_group::ballot<WIDTH>);                                           \
-    return uint(__builtin_ctz(active)) == mpsk_group::lane_in_group<WIDTH>();                                       \
-  }                                                                                                                 \
-  template <typename T>                                                                                             \
-  MPSK_GROUP_FUNCTION MPSK_WHEN(crosses, T) GROUP##_broadcast_first(T data) {                                       \
-    const uint active = mpsk_group::meet(1u, &mpsk_group::ballot<WIDTH>);                                           \
-    return mpsk_group::exchange(data, mpsk_group::absolute<WIDTH>(uint(__builtin_ctz(active))), data);              \
+    const T outside =                                                                                                  \
+        mpsk_group::exchange(filling, fill ? mpsk_group::absolute<WIDTH>(from) : mpsk_group::no_lane, inside);         \
+    return outside;                                                                                                    \
+  }                                                                                                                    \
+  MPSK_GROUP_FUNCTION GROUP##_vote GROUP##_ballot(bool expr) {                                                         \
+    return GROUP##_vote(GROUP##_vote::vote_t(mpsk_group::meet(uint(expr), &mpsk_group::ballot<WIDTH>)));               \
+  }                                                                                                                    \
+  MPSK_GROUP_FUNCTION GROUP##_vote GROUP##_active_threads_mask() { return GROUP##_ballot(true); }                      \
+  MPSK_GROUP_FUNCTION bool GROUP##_all(bool expr) {                                                                    \
+    return mpsk_group::meet(uint(!expr), &mpsk_group::ballot<WIDTH>) == 0;                                             \
+  }                                                                                                                    \
+  MPSK_GROUP_FUNCTION bool GROUP##_any(bool expr) {                                                                    \
+    return mpsk_group::meet(uint(expr), &mpsk_group::ballot<WIDTH>) != 0;                                              \
+  }                                                                                                                    \
+  MPSK_GROUP_FUNCTION bool GROUP##_is_first() {                                                                        \
+    const uint active = mpsk_group::meet(1u, &mpsk_group::ballot<WIDTH>);                                              \
+    return uint(__builtin_ctz(active)) == mpsk_group::lane_in_group<WIDTH>();                                          \
+  }                                                                                                                    \
+  template <typename T>                                                                                                \
+  MPSK_GROUP_FUNCTION MPSK_WHEN(crosses, T) GROUP##_broadcast_first(T data) {                                          \
+    const uint active = mpsk_group::meet(1u, &mpsk_group::ballot<WIDTH>);                                              \
+    return mpsk_group::exchange(data, mpsk_group::absolute<WIDTH>(uint(__builtin_ctz(active))), data);                 \
   }
 
 MPSK_GROUP_FUNCTIONS(simd, 32)

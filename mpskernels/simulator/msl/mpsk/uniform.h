@@ -18,10 +18,10 @@ constexpr uniform<T> make_uniform(T value) {
   return uniform<T>(value);
 }
 
-#define MPSK_UNIFORM(op)                                                     \
-  template <typename T>                                                      \
-  constexpr auto operator op(uniform<T> a, uniform<T> b) {                   \
-    return make_uniform(a.value op b.value);                                 \
+#define MPSK_UNIFORM(op)                                   \
+  template <typename T>                                    \
+  constexpr auto operator op(uniform<T> a, uniform<T> b) { \
+    return make_uniform(a.value op b.value);               \
   }
 MPSK_UNIFORM(+)
 MPSK_UNIFORM(-)
