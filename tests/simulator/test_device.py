@@ -259,6 +259,10 @@ FAULTS = {
         " else { out[i] = 2; threadgroup_barrier(mem_flags::mem_none); out[i] = 3; }",
         "divergent threadgroup_barrier.*different barriers",
     ),
+    "one barrier by two ways": (
+        "if (lane < 16) { wait(); out[i] = 1; } else { out[i] = 2; wait(); out[i] = 3; }",
+        "divergent threadgroup_barrier.*different barriers",
+    ),
     "simdgroup barrier for some": (
         "if (lane < 16) simdgroup_barrier(mem_flags::mem_threadgroup);"
         " threadgroup_barrier(mem_flags::mem_none); out[i] = 1;",
@@ -286,7 +290,10 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_reports_and_lives_on(name):
     body, message = FAULTS[name]
-    before = "__attribute__((noinline)) int endless(int n) { return n > 1000000000 ? n : endless(n + 1) * 3 + n; }"
+    before = """
+      __attribute__((noinline)) int endless(int n) { return n > 1000000000 ? n : endless(n + 1) * 3 + n; }
+      __attribute__((noinline)) void wait() { threadgroup_barrier(mem_flags::mem_none); }
+    """
     with pytest.raises(RuntimeError, match=message) as fault:
         run(body, before=before)
     assert "kernel k: " in str(fault.value)

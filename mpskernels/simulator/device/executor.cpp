@@ -269,7 +269,7 @@ bool Worker::release_threadgroup() {
   for (const Lane& lane : lanes_) {
     if (lane.state != LaneState::threadgroup_barrier) continue;
     if (!first) first = &lane;
-    if (lane.site != first->site) {
+    if (in_source(lane, *first) != 0) {
       fault("divergent threadgroup_barrier: thread " + position(first->thread.position_in_threadgroup) +
                 " and thread " + position(lane.thread.position_in_threadgroup) + " wait at different barriers",
             first);
