@@ -31,8 +31,7 @@ std::string lane_list(unsigned mask) {
   return text;
 }
 
-// --- Signals: a kernel that touches memory that is not there ends its threadgroup, not the process
-// ------------------------
+// --- Signals: a kernel that touches memory that is not there ends its threadgroup, not the process ---
 
 struct sigaction previous_actions[NSIG];
 

@@ -22,18 +22,8 @@ __attribute__((always_inline)) inline mpsk_slot& stack_slot() {
 }
 __attribute__((always_inline)) inline const mpsk_thread& self() { return *stack_slot().running; }
 
-template <typename T>
-struct remove_const {
-  using type = T;
-};
-template <typename T>
-struct remove_const<const T> {
-  using type = T;
-};
-
-// --- Places in the source
-// ---------------------------------------------------------------------------------------------- See
-// compiler/convergence.py.
+// --- Places in the source ---
+// See compiler/convergence.py.
 
 __attribute__((always_inline)) inline void at(unsigned place) { stack_slot().place = place; }
 
@@ -64,8 +54,7 @@ __attribute__((always_inline, convergent)) inline void join(unsigned place) {
   mpsk_simd(nullptr, &nothing);
 }
 
-// --- Arguments of kernels
-// ---------------------------------------------------------------------------------------------
+// --- Arguments of kernels ---
 
 template <int N, typename First, typename... Rest>
 struct nth : nth<N - 1, Rest...> {};
@@ -130,8 +119,7 @@ MPSK_CONSTANT_ARGUMENT(&, true)
 #undef MPSK_BIND_false
 #undef MPSK_BIND_true
 
-// --- Built-in arguments
-// -----------------------------------------------------------------------------------------------
+// --- Built-in arguments ---
 
 template <typename T>
 struct builtin_traits {
@@ -179,8 +167,7 @@ constexpr bool same_components() {
   return true;
 }
 
-// --- Numbers of arguments
-// ---------------------------------------------------------------------------------------------
+// --- Numbers of arguments ---
 
 template <int N>
 struct argument_numbers {
@@ -221,8 +208,7 @@ constexpr argument_numbers<sizeof...(Kinds) + 1> number_arguments(slot<Kinds, Ex
   return result;
 }
 
-// --- Memory declared in a kernel
-// --------------------------------------------------------------------------------------
+// --- Memory declared in a kernel ---
 
 // The memory of the `threadgroup` declaration with this number. The record tells the device how much the kernel needs.
 template <unsigned Id, unsigned Align, typename T>
@@ -237,8 +223,7 @@ __attribute__((always_inline)) inline threadgroup T& threadgroup_memory() {
   return *(threadgroup T*)(group->threadgroup_memory + group->static_offsets[Id]);
 }
 
-// --- Temporaries
-// ------------------------------------------------------------------------------------------------------
+// --- Temporaries ---
 
 // A temporary as the object of the thread that it is, for its methods.
 template <typename T>
@@ -257,8 +242,7 @@ constexpr auto addend(T value) {
   }
 }
 
-// --- Program-scope constants
-// ------------------------------------------------------------------------------------------
+// --- Program-scope constants ---
 
 // The language puts program-scope objects in its global address space; Metal's belong to `constant`.
 template <typename T>
