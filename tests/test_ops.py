@@ -160,15 +160,16 @@ LAYOUTS = {
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:Sparse")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_op_rejects_what_is_not_dense(op, index, name, layout):
-    if (op, layout) == ("rms_norm", "jagged"):
-        pytest.skip("torch's jagged tensors take a function of this name for torch's, and refuse by its rules")
     make, text = LAYOUTS[layout]
     args, kwargs = sample(op)
     tensor = make(args[index].cpu())  # mps has none of these
+    # torch's jagged tensors take any function called rms_norm for torch's, and refuse by its rules, before us.
+    ours = (op, layout) != ("rms_norm", "jagged")
     for function in (direct(op), typed(op)):
-        with pytest.raises(NotImplementedError) as info:
+        with pytest.raises(NotImplementedError if ours else (ValueError, AttributeError)) as info:
             function(*args[:index], tensor, *args[index + 1 :], **kwargs)
-        assert str(info.value) == f"mpsk::{op}: expected {name} to be a dense tensor, got {text.format(name)}"
+        if ours:
+            assert str(info.value) == f"mpsk::{op}: expected {name} to be a dense tensor, got {text.format(name)}"
 
 
 @ops
