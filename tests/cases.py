@@ -2,7 +2,10 @@
 
 import contextlib
 import math
+import threading
 import unittest.mock
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -145,3 +148,16 @@ def assert_rejected(op: str, args: tuple, kwargs: dict, error: type[Exception], 
         found = caught(direct(op), *fake_args, **fake_kwargs)
     assert (type(found), str(found)) == (error, text)
     assert text in str(caught(compiled(typed(op)), *args, **kwargs))
+
+
+def in_threads(work: Callable[[int], None], count: int = 4) -> None:
+    """Runs work(0), work(1), ... at once, each in a thread of its own, and raises what one of them raised."""
+    all_there = threading.Barrier(count)
+
+    def start(number: int) -> None:
+        all_there.wait()
+        work(number)
+
+    with ThreadPoolExecutor(count) as pool:
+        for done in [pool.submit(start, number) for number in range(count)]:
+            done.result()

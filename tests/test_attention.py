@@ -1,12 +1,11 @@
 import itertools
 import math
 import re
-import threading
 from pathlib import Path
 
 import pytest
 import torch
-from cases import DTYPE_IDS, assert_accurate, assert_rejected, dtypes, random, to_mps
+from cases import DTYPE_IDS, assert_accurate, assert_rejected, dtypes, in_threads, random, to_mps
 
 import mpskernels
 from mpskernels import _C
@@ -279,24 +278,14 @@ def test_attention_is_deterministic(dtype):
 
 
 def test_attention_from_several_threads():
-    failures = []
-
     def work(seed):
-        try:
-            for d in HEAD_DIMS:
-                q, k, v = (random(1, 2, 20 + seed, d, seed=3 * seed + i) for i in range(3))
-                out = mpskernels.attention(*to_mps((q, k, v)), is_causal=seed % 2 == 0).cpu()
-                expected, _ = reference(q, k, v, seed % 2 == 0)
-                torch.testing.assert_close(out, expected.float(), rtol=1e-4, atol=1e-5)
-        except Exception as error:
-            failures.append(error)
+        for d in HEAD_DIMS:
+            q, k, v = (random(1, 2, 20 + seed, d, seed=3 * seed + i) for i in range(3))
+            out = mpskernels.attention(*to_mps((q, k, v)), is_causal=seed % 2 == 0).cpu()
+            expected, _ = reference(q, k, v, seed % 2 == 0)
+            torch.testing.assert_close(out, expected.float(), rtol=1e-4, atol=1e-5)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    in_threads(work)
 
 
 def test_attention_reaches_every_kernel():

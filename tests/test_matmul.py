@@ -2,12 +2,11 @@ import itertools
 import math
 import random as python_random
 import re
-import threading
 from pathlib import Path
 
 import pytest
 import torch
-from cases import DTYPE_IDS, assert_accurate, assert_rejected, dtypes, random, to_mps
+from cases import DTYPE_IDS, assert_accurate, assert_rejected, dtypes, in_threads, random, to_mps
 
 import mpskernels
 from mpskernels import _C
@@ -277,23 +276,13 @@ def test_matmul_is_deterministic(dtype):
 
 
 def test_matmul_from_several_threads():
-    failures = []
-
     def work(seed):
-        try:
-            for size in (5, 33, 65, 100):
-                a, b = random(size + seed, 40, seed=seed), random(40, size, seed=seed + 10)
-                out = mpskernels.matmul(to_mps(a), to_mps(b)).cpu()
-                torch.testing.assert_close(out, (a.double() @ b.double()).float(), rtol=1e-4, atol=1e-4)
-        except Exception as error:
-            failures.append(error)
+        for size in (5, 33, 65, 100):
+            a, b = random(size + seed, 40, seed=seed), random(40, size, seed=seed + 10)
+            out = mpskernels.matmul(to_mps(a), to_mps(b)).cpu()
+            torch.testing.assert_close(out, (a.double() @ b.double()).float(), rtol=1e-4, atol=1e-4)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    in_threads(work)
 
 
 def test_matmul_waits_for_what_it_reads():

@@ -1,11 +1,10 @@
 import math
 import random as python_random
-import threading
 
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import DTYPE_IDS, assert_accurate, assert_rejected, dtypes, random, to_mps
+from cases import DTYPE_IDS, assert_accurate, assert_rejected, dtypes, in_threads, random, to_mps
 
 import mpskernels
 from mpskernels import _C
@@ -207,23 +206,13 @@ def test_rms_norm_is_deterministic(dtype):
 
 
 def test_rms_norm_from_several_threads():
-    failures = []
-
     def work(seed):
-        try:
-            for columns in (40, 300, 4100, 16400):
-                x = random(4, columns, seed=seed)
-                y = mpskernels.rms_norm(to_mps(x)).cpu()
-                torch.testing.assert_close(y, reference(x).float())
-        except Exception as error:
-            failures.append(error)
+        for columns in (40, 300, 4100, 16400):
+            x = random(4, columns, seed=seed)
+            y = mpskernels.rms_norm(to_mps(x)).cpu()
+            torch.testing.assert_close(y, reference(x).float())
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    in_threads(work)
 
 
 def test_rms_norm_reaches_every_kernel():

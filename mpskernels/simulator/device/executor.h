@@ -24,7 +24,7 @@ enum class LaneState : uint8_t { unstarted, ready, simd, simdgroup_barrier, thre
 using Combine = void (*)(void* const* payloads, unsigned active);
 
 struct Lane {
-  mpsk_thread thread;  // first: a kernel's mpsk_thread* is a Lane*
+  mpsk_thread thread;
   LaneState state = LaneState::unstarted;
   Fiber* fiber = nullptr;
   const mpsk_slot* slot = nullptr;
@@ -42,7 +42,7 @@ class Worker {
   Worker();
   ~Worker();
 
-  // Runs every thread of the threadgroup at `position`. Throws Error for a fault in the kernel.
+  // Runs every thread of the threadgroup. Throws Error for a fault in the kernel.
   void run(const mpsk_kernel& kernel, const mpsk_group& group, void* const* slots);
 
   unsigned char* threadgroup_memory() { return threadgroup_memory_.get(); }

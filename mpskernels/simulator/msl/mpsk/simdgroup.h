@@ -10,24 +10,18 @@
 namespace metal {
 
 // The result of a ballot. Bits above the lanes of the group are zero here and undefined in Metal.
-struct simd_vote {
+template <int Width>
+struct mpsk_vote {
   typedef ulong vote_t;
-  simd_vote() = default;
-  explicit constexpr simd_vote(vote_t bits) : bits(bits) {}
+  mpsk_vote() = default;
+  explicit constexpr mpsk_vote(vote_t bits) : bits(bits) {}
   explicit constexpr operator vote_t() const { return bits; }
-  bool all() const { return bits == 0xffffffffu; }
+  bool all() const { return bits == (1ul << Width) - 1; }
   bool any() const { return bits != 0; }
   vote_t bits;
 };
-struct quad_vote {
-  typedef ulong vote_t;
-  quad_vote() = default;
-  explicit constexpr quad_vote(vote_t bits) : bits(bits) {}
-  explicit constexpr operator vote_t() const { return bits; }
-  bool all() const { return bits == 0xfu; }
-  bool any() const { return bits != 0; }
-  vote_t bits;
-};
+typedef mpsk_vote<32> simd_vote;
+typedef mpsk_vote<4> quad_vote;
 
 namespace mpsk_group {
 
