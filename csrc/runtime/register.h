@@ -10,15 +10,19 @@ namespace mpsk {
 // The kernel of every op for Autograd: raises NotImplementedError where a gradient would be needed, else passes on.
 void refuse_autograd(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack);
 
+// Who answers when a gradient is needed: nobody, or what the op's file in mpskernels/ops registers.
+enum class Gradient { refused, registered };
+
 // Defines an op with its kernel, for tensors of every kind and for none: its check refuses all but dense ones on mps,
 // in place of torch's dispatcher and its texts.
 template <class Kernel>
-void define_op(torch::Library& m, const char* schema, Kernel* kernel) {
+void define_op(torch::Library& m, const char* schema, Kernel* kernel, Gradient gradient = Gradient::refused) {
   m.def(schema, {at::Tag::pt2_compliant_tag});
   const std::string text = schema;
   const std::string name = text.substr(0, text.find('('));
   m.impl(name.c_str(), c10::DispatchKey::CompositeExplicitAutograd, kernel);
   m.impl(name.c_str(), c10::DispatchKey::CompositeImplicitAutogradNestedTensor, kernel);  // not among the former
+  if (gradient == Gradient::registered) return;
   m.impl(name.c_str(), c10::DispatchKey::Autograd, torch::CppFunction::makeFromBoxedFunction<&refuse_autograd>());
 }
 
