@@ -14,7 +14,33 @@ namespace mpsk {
 void check_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool is_causal,
                      std::optional<double> scale);
 std::vector<c10::SymInt> check_matmul(const at::Tensor& a, const at::Tensor& b);
-void check_rms_norm(const at::Tensor& x, const std::optional<at::Tensor>& weight, double eps);
+void check_rms_norm(const at::Tensor& x, const std::optional<at::Tensor>& weight, double eps, double offset);
+void check_rms_norm_backward(const at::Tensor& grad, const at::Tensor& x, const std::optional<at::Tensor>& weight,
+                             double eps, double offset);
+void check_layer_norm(const at::Tensor& x, const std::optional<at::Tensor>& weight,
+                      const std::optional<at::Tensor>& bias, double eps);
+void check_layer_norm_backward(const at::Tensor& grad, const at::Tensor& x, const std::optional<at::Tensor>& weight,
+                               const std::optional<at::Tensor>& bias, double eps);
+void check_add_rms_norm(const at::Tensor& x, const at::Tensor& residual, const std::optional<at::Tensor>& weight,
+                        double eps, double offset);
+void check_add_rms_norm_backward(const at::Tensor& grad, const std::optional<at::Tensor>& grad_residual,
+                                 const at::Tensor& residual_out, const std::optional<at::Tensor>& weight, double eps,
+                                 double offset);
+void check_add_layer_norm(const at::Tensor& x, const at::Tensor& residual, const std::optional<at::Tensor>& weight,
+                          const std::optional<at::Tensor>& bias, double eps);
+void check_add_layer_norm_backward(const at::Tensor& grad, const std::optional<at::Tensor>& grad_residual,
+                                   const at::Tensor& residual_out, const std::optional<at::Tensor>& weight,
+                                   const std::optional<at::Tensor>& bias, double eps);
+void check_gated_rms_norm(const at::Tensor& x, const at::Tensor& gate, const std::optional<at::Tensor>& weight,
+                          double eps, bool norm_before_gate);
+void check_gated_rms_norm_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& gate,
+                                   const std::optional<at::Tensor>& weight, double eps, bool norm_before_gate);
+void check_modulated_norm(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& shift,
+                          const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias, double eps,
+                          bool rms);
+void check_modulated_norm_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& scale,
+                                   const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias,
+                                   double eps, bool rms);
 
 }  // namespace mpsk
 
@@ -48,6 +74,17 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   def("check_attention", takes_none(mpsk::check_attention));
   def("check_matmul", takes_none(mpsk::check_matmul));
   def("check_rms_norm", takes_none(mpsk::check_rms_norm));
+  def("check_rms_norm_backward", takes_none(mpsk::check_rms_norm_backward));
+  def("check_layer_norm", takes_none(mpsk::check_layer_norm));
+  def("check_layer_norm_backward", takes_none(mpsk::check_layer_norm_backward));
+  def("check_add_rms_norm", takes_none(mpsk::check_add_rms_norm));
+  def("check_add_rms_norm_backward", takes_none(mpsk::check_add_rms_norm_backward));
+  def("check_add_layer_norm", takes_none(mpsk::check_add_layer_norm));
+  def("check_add_layer_norm_backward", takes_none(mpsk::check_add_layer_norm_backward));
+  def("check_gated_rms_norm", takes_none(mpsk::check_gated_rms_norm));
+  def("check_gated_rms_norm_backward", takes_none(mpsk::check_gated_rms_norm_backward));
+  def("check_modulated_norm", takes_none(mpsk::check_modulated_norm));
+  def("check_modulated_norm_backward", takes_none(mpsk::check_modulated_norm_backward));
 
   // Whoever waits for the library's lock lets go of Python's: its holder may be compiling for long, or need Python.
   def_no_gil("set_metallib", mpsk::set_metallib);

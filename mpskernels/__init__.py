@@ -40,7 +40,25 @@ _load()
 from mpskernels.info import Info, info  # noqa: E402
 from mpskernels.ops.attention import attention  # noqa: E402
 from mpskernels.ops.matmul import matmul  # noqa: E402
-from mpskernels.ops.norm import rms_norm  # noqa: E402
+from mpskernels.ops.norm import (  # noqa: E402
+    add_layer_norm,
+    add_rms_norm,
+    gated_rms_norm,
+    layer_norm,
+    modulated_norm,
+    rms_norm,
+)
 
 __version__ = "0.1.0"
-__all__ = ["Info", "attention", "info", "matmul", "rms_norm"]
+__all__ = [
+    "Info",
+    "add_layer_norm",
+    "add_rms_norm",
+    "attention",
+    "gated_rms_norm",
+    "info",
+    "layer_norm",
+    "matmul",
+    "modulated_norm",
+    "rms_norm",
+]

@@ -85,6 +85,33 @@ def to_mps(tree):
     return torch.utils._pytree.tree_map(move, tree)
 
 
+def norm_samples() -> dict:
+    """The calls of the norms and of their backward ops, with what each op calls its tensors."""
+
+    def call(rows: int, parameters: int, *rest, **kwargs):
+        def make(dtype: torch.dtype):
+            tensors = [random(3, 40, dtype=dtype, seed=seed) for seed in range(rows)]
+            tensors += [random(40, dtype=dtype, seed=rows + seed) for seed in range(parameters)]
+            return (*tensors, *rest), kwargs
+
+        return make
+
+    wanted = (True, True)
+    return {
+        "layer_norm": call(1, 2, 1e-5),
+        "add_rms_norm": call(2, 1, 1e-6, offset=1.0),
+        "add_layer_norm": call(2, 2, 1e-5),
+        "gated_rms_norm": call(2, 1, 1e-6, norm_before_gate=False),
+        "modulated_norm": call(3, 2, 1e-6, rms=True),
+        "rms_norm_backward": call(2, 1, 1e-6, 1.0, *wanted),
+        "layer_norm_backward": call(2, 2, 1e-5, *wanted),
+        "add_rms_norm_backward": call(3, 1, 1e-6, 0.0, *wanted),
+        "add_layer_norm_backward": call(3, 2, 1e-5, *wanted),
+        "gated_rms_norm_backward": call(3, 1, 1e-6, True, *wanted),
+        "modulated_norm_backward": call(3, 2, 1e-6, False, *wanted),
+    }
+
+
 # A sample call of every op: op -> dtype -> (args, kwargs), on the CPU.
 SAMPLES = {
     "rms_norm": lambda dtype: ((random(3, 40, dtype=dtype), random(40, dtype=dtype, seed=1), 1e-6), {}),
@@ -93,6 +120,7 @@ SAMPLES = {
         tuple(random(1, 2, 6, 32, dtype=dtype, seed=seed) for seed in range(3)),
         {"is_causal": True},
     ),
+    **norm_samples(),
 }
 ops = pytest.mark.parametrize("op", SAMPLES)
 
@@ -106,7 +134,19 @@ def direct(op: str):
 
 
 def typed(op: str):
-    return getattr(mpskernels, op)
+    """The op's typed function, which a backward op has not."""
+    return getattr(mpskernels, op, direct(op))
+
+
+def has_gradient(op: str) -> bool:
+    """Whether its gradient is registered, rather than refused."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"mpsk::{op}", "ADInplaceOrView")
+
+
+def all_equal(actual, expected) -> bool:
+    """Whether two results of an op, tensors or nests of them, hold the same values."""
+    pairs = zip(*map(torch.utils._pytree.tree_leaves, (actual, expected)), strict=True)
+    return all(torch.equal(a.cpu(), e.cpu()) for a, e in pairs)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,22 @@
 
 from .attention import attention
 from .matmul import matmul
-from .norm import rms_norm
+from .norm import (
+    add_layer_norm,
+    add_rms_norm,
+    gated_rms_norm,
+    layer_norm,
+    modulated_norm,
+    rms_norm,
+)
 
-__all__ = ["attention", "matmul", "rms_norm"]
+__all__ = [
+    "add_layer_norm",
+    "add_rms_norm",
+    "attention",
+    "gated_rms_norm",
+    "layer_norm",
+    "matmul",
+    "modulated_norm",
+    "rms_norm",
+]
