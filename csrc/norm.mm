@@ -176,6 +176,8 @@ norm_params params_of(const Norm& n) {
       .large = static_cast<float>(std::ldexp(1.0, small ? 17 : 31)),
       .eps = static_cast<float>(std::max<double>(eps * scale * scale, smallest)),
       .eps_large = static_cast<float>(std::max<double>(eps * scale_large * scale_large, smallest)),
+      .mean_scale = static_cast<float>(std::ldexp(scale, 32) / static_cast<double>(columns)),
+      .mean_scale_large = static_cast<float>(std::ldexp(scale_large, 32) / static_cast<double>(columns)),
   };
 }
 

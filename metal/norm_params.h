@@ -87,13 +87,15 @@ struct norm_params {
   float weight_offset;
   float scale;
   float scale_large;
-  float large;      // from which sum of |x| on, times 2^-32, scale_large is taken
-  float eps;        // times scale^2. At least the smallest normal float, so that a row of zeros stays zero
-  float eps_large;  // times scale_large^2, likewise
+  float large;       // from which sum of |x| on, times 2^-32, scale_large is taken
+  float eps;         // times scale^2. At least the smallest normal float, so that a row of zeros stays zero
+  float eps_large;   // times scale_large^2, likewise
+  float mean_scale;  // what makes a mean, times `scale`, of the sum of x times 2^-32
+  float mean_scale_large;
 };
 
 static_assert(sizeof(norm_rows) == 208, "no implicit padding");
-static_assert(sizeof(norm_params) == 4 * 208 + 6 * 8 + 14 * 4, "no implicit padding");
+static_assert(sizeof(norm_params) == 4 * 208 + 6 * 8 + 16 * 4, "no implicit padding");
 #ifndef __METAL_VERSION__
 static_assert(offsetof(norm_rows, column_stride) == 128);
 static_assert(offsetof(norm_rows, dims) == 200);

@@ -115,7 +115,8 @@ constexpr bool is_wide<half>() {
 }
 
 // x_hat = (x * scale - mean - correction) * rstd. The products that must not be taken apart are arguments of fma:
-// fast math may turn x * s + y * s into (x + y) * s, which overflows.
+// fast math may turn x * s + y * s into (x + y) * s, which overflows. For the same reason there is one factor for a
+// mean.
 struct norm_statistics {
   float scale;
   float eps;
@@ -136,7 +137,7 @@ inline norm_statistics norm_first(float2 sums, constant norm_params& p) {
   norm_statistics s;
   s.scale = large ? p.scale_large : p.scale;
   s.eps = large ? p.eps_large : p.eps;
-  s.mean = centered ? sums.x / float(p.columns) * (s.scale / norm_unit) : 0.0f;
+  s.mean = centered ? sums.x * (large ? p.mean_scale_large : p.mean_scale) : 0.0f;
   s.correction = 0.0f;
   s.rstd = 0.0f;
   return s;
