@@ -41,6 +41,11 @@ void check_modulated_norm(const at::Tensor& x, const at::Tensor& scale, const at
 void check_modulated_norm_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& scale,
                                    const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias,
                                    double eps, bool rms);
+void check_group_norm(const at::Tensor& x, int64_t num_groups, const std::optional<at::Tensor>& weight,
+                      const std::optional<at::Tensor>& bias, double eps);
+void check_group_norm_backward(const at::Tensor& grad, const at::Tensor& x, int64_t num_groups,
+                               const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias,
+                               double eps);
 
 }  // namespace mpsk
 
@@ -73,6 +78,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 
   def("check_attention", takes_none(mpsk::check_attention));
   def("check_matmul", takes_none(mpsk::check_matmul));
+  def("check_group_norm", takes_none(mpsk::check_group_norm));
+  def("check_group_norm_backward", takes_none(mpsk::check_group_norm_backward));
   def("check_rms_norm", takes_none(mpsk::check_rms_norm));
   def("check_rms_norm_backward", takes_none(mpsk::check_rms_norm_backward));
   def("check_layer_norm", takes_none(mpsk::check_layer_norm));

@@ -11,6 +11,7 @@
 #include <tuple>
 #include <vector>
 
+#include "norm_common.h"
 #include "norm_params.h"
 #include "norm_select.h"
 #include "runtime/check.h"
@@ -19,11 +20,6 @@
 
 namespace mpsk {
 namespace {
-
-constexpr int64_t simd_width = 32;
-constexpr int64_t threads_per_threadgroup = 256;  // what rows of fewer threads are gathered to
-
-using OptionalTensor = std::optional<at::Tensor>;
 
 // A call of one of the ops. Those that lack a tensor leave it out.
 struct Norm {
@@ -43,8 +39,6 @@ struct Norm {
   bool gate_first = false;
   const char* x_name = "x";
 };
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // As x in device, dtype and shape.
 void check_like_x(const Norm& n, const char* name, const OptionalTensor& tensor) {
@@ -128,29 +122,15 @@ bool in_vectors(const Norm& n) {
                                         [](const OptionalTensor* t) { return !*t || in_vectors(**t); });
 }
 
-bool is_f32_beside(const at::Tensor& x, const OptionalTensor& a, const OptionalTensor& b) {
-  const OptionalTensor& tensor = a ? a : b;
-  return tensor && tensor->scalar_type() != x.scalar_type();
-}
-
 at::Tensor empty_like(const at::Tensor& tensor) {
   return at::empty(tensor.sizes(), tensor.options().memory_format(at::MemoryFormat::Contiguous));
 }
-at::Tensor none_like(const at::Tensor& tensor) { return at::empty({0}, tensor.options()); }
-
 // What both directions say alike of a call that has elements.
 norm_params params_of(const Norm& n) {
   const int64_t columns = n.x.size(-1), rows = n.x.numel() / columns, samples = n.scale ? n.x.size(0) : 1;
   narrow<int32_t>(columns, n.op, "x.size(-1)");
   narrow<uint32_t>(rows, n.op, "x.numel() / x.size(-1)");
-  const bool wide = n.x.scalar_type() != at::kHalf;  // squares of a half never leave the range of float32
-  const float smallest = std::numeric_limits<float>::min();
-  const double eps = std::max<double>(static_cast<float>(n.eps), smallest);
-  // A small eps shows in rows of small numbers, whose squares must not vanish either.
-  const bool small = wide && eps < std::ldexp(1.0, -100);
-  const double scale = small ? std::ldexp(1.0, 14) : 1.0;
-  // As many squares of twice the largest number as there are columns stay within the range.
-  const double scale_large = wide ? std::ldexp(1.0, -66 - std::ilogb(static_cast<double>(columns)) / 2 - 1) : 1.0;
+  const norm_scales scales(n.x, n.eps, columns);
   return {
       .x = rows_of(n.x),
       .residual = rows_of(n.grad_residual ? n.grad_residual : n.residual),
@@ -171,13 +151,13 @@ norm_params params_of(const Norm& n) {
       .rows_per_part = 0,
       .parts_per_sample = 0,
       .weight_offset = static_cast<float>(n.weight_offset),
-      .scale = static_cast<float>(scale),
-      .scale_large = static_cast<float>(scale_large),
-      .large = static_cast<float>(std::ldexp(1.0, small ? 17 : 31)),
-      .eps = static_cast<float>(std::max<double>(eps * scale * scale, smallest)),
-      .eps_large = static_cast<float>(std::max<double>(eps * scale_large * scale_large, smallest)),
-      .mean_scale = static_cast<float>(std::ldexp(scale, 32) / static_cast<double>(columns)),
-      .mean_scale_large = static_cast<float>(std::ldexp(scale_large, 32) / static_cast<double>(columns)),
+      .scale = static_cast<float>(scales.usual),
+      .scale_large = static_cast<float>(scales.large),
+      .large = scales.threshold,
+      .eps = scales.eps_times(scales.usual),
+      .eps_large = scales.eps_times(scales.large),
+      .mean_scale = static_cast<float>(std::ldexp(scales.usual, 32) / static_cast<double>(columns)),
+      .mean_scale_large = static_cast<float>(std::ldexp(scales.large, 32) / static_cast<double>(columns)),
   };
 }
 
@@ -196,10 +176,6 @@ void dispatch_rows(Encoder& encoder, const norm_params& params, int64_t count) {
   const size_t width = std::min<size_t>(groups, norm_grid_width);
   encoder.dispatch({.x = width, .y = (groups + width - 1) / width},
                    {.x = size_t{params.simdgroups_per_row} * simd_width * params.rows_per_threadgroup});
-}
-
-void bind_if(Encoder& encoder, unsigned index, const OptionalTensor& tensor) {
-  if (tensor) encoder.tensor(index, *tensor);
 }
 
 struct Outputs {

@@ -29,6 +29,9 @@ enum norm_buffer {
   norm_buffer_grad_bias = 16,
   norm_buffer_grad_scale = 17,
   norm_buffer_grad_shift = 18,
+  // of group norm
+  norm_buffer_parts = 19,       // float4 for each part of a row
+  norm_buffer_statistics = 20,  // norm_statistics for each row
 };
 
 // Function constants, all bool. The ids of this family: 300 to 399.
@@ -46,6 +49,11 @@ enum norm_constant {
   norm_constant_grad_x = 310,   // the gradient of x, and of the gate, is asked for
   norm_constant_grad_parameters = 311,
   norm_constant_two_sums = 312,  // the gradients of the parameters need the sum of grad beside that of grad * x_hat
+  // of group norm
+  norm_constant_channels_last = 313,
+  norm_constant_silu = 314,
+  norm_constant_parts_out = 315,      // the sums of the parts are what is written
+  norm_constant_statistics_in = 316,  // the statistics of the rows are known
 };
 
 enum { norm_max_dims = 16 };         // leading dimensions, after the glue has merged those that one stride describes
@@ -94,9 +102,49 @@ struct norm_params {
   float mean_scale_large;
 };
 
+enum { norm_part_elements = 16384 };  // the most of a row of group norm that a threadgroup holds in registers
+
+// Of samples, channels and positions, in elements.
+struct group_norm_strides {
+  int64_t sample;
+  int64_t channel;
+  int64_t position;
+};
+
+// A row is a group of channels of a sample. Its elements are numbered as they lie in memory: channel by channel, or,
+// with channels last, position by position.
+struct group_norm_params {
+  group_norm_strides x;
+  group_norm_strides grad;
+  group_norm_strides out;  // or of grad_x
+  int64_t weight_stride;
+  int64_t bias_stride;
+  uint32_t rows;
+  uint32_t groups;
+  uint32_t group_channels;
+  uint32_t positions;
+  uint32_t columns;  // elements of a row, less than 2^31
+  uint32_t part_elements;
+  uint32_t parts_per_row;
+  uint32_t simdgroups_per_row;    // of a part
+  uint32_t rows_per_threadgroup;  // parts at once
+  float scale;                    // these as in norm_params
+  float scale_large;
+  float large;
+  float eps;
+  float eps_large;
+  float mean_scale;  // of a whole part, as in norm_params
+  float mean_scale_large;
+  float last_mean_scale;  // of the last part of a row
+  float last_mean_scale_large;
+};
+
 static_assert(sizeof(norm_rows) == 208, "no implicit padding");
 static_assert(sizeof(norm_params) == 4 * 208 + 6 * 8 + 16 * 4, "no implicit padding");
+static_assert(sizeof(group_norm_params) == 11 * 8 + 18 * 4, "no implicit padding");
 #ifndef __METAL_VERSION__
+static_assert(offsetof(group_norm_params, rows) == 88);
+static_assert(offsetof(group_norm_params, last_mean_scale_large) == 156);
 static_assert(offsetof(norm_rows, column_stride) == 128);
 static_assert(offsetof(norm_rows, dims) == 200);
 static_assert(offsetof(norm_params, grad) == 624);

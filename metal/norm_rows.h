@@ -132,7 +132,8 @@ struct norm_statistics {
 // 2^-32, which no sum of 2^31 floats passes.
 constant constexpr float norm_unit = 2.3283064365386963e-10f;
 
-inline norm_statistics norm_first(float2 sums, constant norm_params& p) {
+template <typename Params>
+inline norm_statistics norm_first(float2 sums, constant Params& p) {
   const bool large = !(sums.y < p.large);
   norm_statistics s;
   s.scale = large ? p.scale_large : p.scale;
@@ -145,7 +146,8 @@ inline norm_statistics norm_first(float2 sums, constant norm_params& p) {
 
 // What the first mean lacked, and the deviation; from the sums of the deviations from it and of their squares. The
 // deviations are small where the row is nearly constant, so nothing cancels.
-inline norm_statistics norm_second(norm_statistics s, float2 sums, constant norm_params& p) {
+template <typename Params>
+inline norm_statistics norm_second(norm_statistics s, float2 sums, constant Params& p) {
   const float2 means = sums / float(p.columns);
   float variance = means.y;
   if (centered) {

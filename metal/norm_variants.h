@@ -36,3 +36,27 @@
   X(f32, float)                     \
   X(f16, half)                      \
   X(bf16, bfloat)
+
+// X(dtype, Metal type), named norm_group_part_<dtype>
+#define NORM_GROUP_PART_VARIANTS(X) \
+  X(f32, float)                     \
+  X(f16, half)                      \
+  X(bf16, bfloat)
+
+// X(), named norm_group_merge
+// clang-format off
+#define NORM_GROUP_MERGE_VARIANTS(X) \
+  X()
+// clang-format on
+
+// X(dtype, Metal type), named norm_group_sums_<dtype>
+#define NORM_GROUP_SUMS_VARIANTS(X) \
+  X(f32, float)                     \
+  X(f16, half)                      \
+  X(bf16, bfloat)
+
+// X(dtype, Metal type), named norm_group_grad_<dtype>
+#define NORM_GROUP_GRAD_VARIANTS(X) \
+  X(f32, float)                     \
+  X(f16, half)                      \
+  X(bf16, bfloat)

@@ -103,6 +103,23 @@ def norm_samples() -> dict:
         "add_layer_norm": call(2, 2, 1e-5),
         "gated_rms_norm": call(2, 1, 1e-6, norm_before_gate=False),
         "modulated_norm": call(3, 2, 1e-6, rms=True),
+        "group_norm": lambda dtype: (
+            (random(2, 6, 3, 4, dtype=dtype), 3, random(6, dtype=dtype, seed=1), random(6, dtype=dtype, seed=2), 1e-5),
+            {"silu": True},
+        ),
+        "group_norm_backward": lambda dtype: (
+            (
+                random(2, 6, 3, 4, dtype=dtype, seed=3),
+                random(2, 6, 3, 4, dtype=dtype),
+                3,
+                random(6, dtype=dtype, seed=1),
+                random(6, dtype=dtype, seed=2),
+                1e-5,
+                True,
+                *wanted,
+            ),
+            {},
+        ),
         "rms_norm_backward": call(2, 1, 1e-6, 1.0, *wanted),
         "layer_norm_backward": call(2, 2, 1e-5, *wanted),
         "add_rms_norm_backward": call(3, 1, 1e-6, 0.0, *wanted),

@@ -100,8 +100,9 @@ def check_forward(case, tensors, eps=EPS):
     for out, want in zip(outputs, expected, strict=True):
         assert out.dtype == tensors["x"].dtype
         assert out.is_contiguous()
-        # Where terms cancel, what is rounded is of the size of the row.
-        assert_accurate(out, want, scale=torch.maximum(want.abs(), want.square().mean(-1, keepdim=True).sqrt()))
+        # Where terms cancel, what is rounded is of the size of the row, or more.
+        scale = torch.maximum(want.abs(), want.square().mean(-1, keepdim=True).sqrt())
+        assert_accurate(out, want, scale=scale, allowed=16.0 if out.dtype == torch.float32 else None)
     return outputs
 
 
@@ -474,6 +475,8 @@ def test_every_kernel_is_reached():
         for columns in (1024, 2048, 4100, 8196, 16388):
             x = random(1, columns, dtype=dtype).to("mps").requires_grad_()
             mpskernels.rms_norm(x, torch.ones(columns, device="mps", requires_grad=True)).sum().backward()
+        x = torch.ones(1, 2, 8200, dtype=dtype, device="mps", requires_grad=True)
+        mpskernels.group_norm(x, 1).sum().backward()
     reached = {label.split("?")[0] for op in _C.launches().values() for label in op}
     assert reached == {name for name in _C.function_names() if name.startswith("norm_")}
 
