@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import struct
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -206,3 +207,5 @@ def _compile_for_metal(source: str, math_mode: str) -> str:
 
 
 _simulator.set_compiler(_compile_for_metal)
+_RUN_COMPILER = "import runpy, sys; sys.path.insert(0, sys.argv[1]); del sys.argv[1]; runpy.run_module('compiler', run_name='__main__')"
+_simulator.set_instrumenter([sys.executable, "-c", _RUN_COMPILER, str(Path(__file__).parent)])
