@@ -101,9 +101,21 @@ def _headers() -> list[Path]:
     return sorted([*(MSL / "mpsk").glob("*.h"), SIMULATOR / "device" / "abi.h"])
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Where the simulator keeps what it has compiled; the folder may be missing."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "mpskernels"
+
+
+def fingerprint(math_mode: str, *texts: str) -> str:
+    """A digest of this compiler, and of texts: equal where it makes the same of the same source."""
+    clang = os.stat(_tool("clang++"))
+    facts = [*_flags(math_mode), str(clang.st_size), str(clang.st_mtime_ns), *texts]
+    digest = hashlib.sha256("\0".join(facts).encode())
+    for file in [*_headers(), *sorted(MSL.iterdir()), *sorted(Path(__file__).parent.iterdir())]:
+        if file.is_file():
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def precompiled_header(math_mode: str) -> Path:
@@ -113,7 +125,7 @@ def precompiled_header(math_mode: str) -> Path:
     for header in _headers():
         digest.update(header.read_bytes())
     try:
-        folder = _cache_folder()
+        folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         folder = Path(tempfile.gettempdir())
