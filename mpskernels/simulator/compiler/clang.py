@@ -119,23 +119,32 @@ def _headers() -> list[Path]:
     return sorted([*(MSL / "mpsk").glob("*.h"), SIMULATOR / "device" / "abi.h"])
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Where the simulator keeps what it has compiled; the folder may be missing."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "mpskernels"
 
 
-def _cached(name: str, made_from: list[str], files: list[Path], make: Callable[[Path], None]) -> Path:
-    """The file in the cache that `make` writes, made where it is missing. Its name tells what it was made from."""
-    digest = hashlib.sha256("\0".join([*made_from, _tool("clang++"), str(MSL)]).encode())
-    for file in files:
-        digest.update(file.read_bytes())
+def fingerprint(math_mode: str, *texts: str) -> str:
+    """A digest of this compiler, and of texts: equal where it makes the same of the same source."""
+    clang = os.stat(_tool("clang++"))
+    facts = [*_flags(math_mode), str(clang.st_size), str(clang.st_mtime_ns), *texts]
+    digest = hashlib.sha256("\0".join(facts).encode())
+    for file in [*_headers(), *sorted(MSL.iterdir()), *sorted(Path(__file__).parent.iterdir())]:
+        if file.is_file():
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _cached(name: str, key: str, make: Callable[[Path], None]) -> Path:
+    """The file `<name>-<key>` in the cache, which `make` writes where it is missing."""
     try:
-        folder = _cache_folder()
+        folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         folder = Path(tempfile.gettempdir())
     stem, suffix = name.split(".")
-    path = folder / f"{stem}-{digest.hexdigest()[:20]}.{suffix}"
+    path = folder / f"{stem}-{key[:20]}.{suffix}"
     if not path.exists():
         handle, scratch = tempfile.mkstemp(dir=folder, suffix=f".{suffix}")
         os.close(handle)
@@ -148,7 +157,7 @@ def _cached(name: str, made_from: list[str], files: list[Path], make: Callable[[
 
 
 def precompiled_header(math_mode: str, instrumented: bool = False) -> Path:
-    """The precompiled `msl/mpsk/all.h`."""
+    """The precompiled `msl/mpsk/all.h`, made where it is missing."""
     flags = _flags(math_mode, instrumented)
 
     def make(output: Path) -> None:
@@ -157,7 +166,7 @@ def precompiled_header(math_mode: str, instrumented: bool = False) -> Path:
         check = ["-Xclang", "-fno-pch-timestamp", "-Xclang", "-fvalidate-ast-input-files-content"]
         _run([_tool("clang++"), *flags, *check, *_WARNINGS, "-Xclang", "-emit-pch", "-c", source, "-o", str(output)])
 
-    return _cached("msl.pch", flags, _headers(), make)
+    return _cached("msl.pch", fingerprint(math_mode, *flags, str(MSL)), make)
 
 
 def preprocess(source: Path, includes: list[Path], std: str, depfile: Path | None = None, name: str = "") -> str:
@@ -229,9 +238,8 @@ def instrumented(text: str, *, std: str, math_mode: str) -> Path:
             _run([*command, "-Wno-override-module", "-c", str(watched), "-o", str(compiled)])
             link([compiled], output, std=std, math_mode=math_mode)
 
-    own = Path(__file__).parent
-    files = [*_headers(), own / "instrument.py", own / "metallib.cpp"]
-    return _cached("instrumented.metallib", [text, std, *_flags(math_mode, instrumented=True)], files, make)
+    flags = _flags(math_mode, instrumented=True)
+    return _cached("instrumented.metallib", fingerprint(math_mode, text, std, *flags), make)
 
 
 def link(objects: list[Path], output: Path, *, std: str = "metal3.1", math_mode: str = "fast") -> None:

@@ -162,12 +162,7 @@ class Instrumenter:
             debug = m[1] if (m := _DEBUG.search(line)) else ""
             output += [line, *self._function(_Function(name, self.lines[position + 1 : end], debug)), "}"]
             position = end + 1
-        declared = "\n".join(output)
-        for name, signature in _DECLARATIONS.items():
-            if f"@{name}(" not in declared.split("\ndefine ", 1)[0] and f" @{name}(" not in "\n".join(
-                l for l in output if l.startswith("declare ")
-            ):
-                output.append(signature)
+        output += _DECLARATIONS
         if self.codes:
             used = ", ".join(f"ptr {code}" for code in self.codes)
             # clang marks what must stay in one list of the module.
@@ -507,15 +502,12 @@ _TYPES = [
     "%mpsk.block = type {i32, i32, i32, i32, i32, i32, ptr}",
     "%mpsk.code = type {ptr, i32, i32, i8}",
 ]
-_DECLARATIONS = {
-    "mpsk_read": "declare ptr @mpsk_read(ptr, ptr)",
-    "mpsk_write": "declare ptr @mpsk_write(ptr, ptr)",
-    "mpsk_atomic": "declare ptr @mpsk_atomic(ptr, ptr)",
-    "mpsk_read_bytes": "declare ptr @mpsk_read_bytes(ptr, i64, ptr)",
-    "mpsk_write_bytes": "declare ptr @mpsk_write_bytes(ptr, i64, ptr)",
-    "mpsk_here": "declare void @mpsk_here(ptr)",
-    "mpsk_counters": "declare ptr @mpsk_counters(ptr)",
-}
+_DECLARATIONS = [
+    *(f"declare ptr @mpsk_{kind}(ptr, ptr)" for kind in ("read", "write", "atomic")),
+    *(f"declare ptr @mpsk_{kind}_bytes(ptr, i64, ptr)" for kind in ("read", "write")),
+    "declare void @mpsk_here(ptr)",
+    "declare ptr @mpsk_counters(ptr)",
+]
 
 
 def instrument(ir: str, headers: Path) -> str:

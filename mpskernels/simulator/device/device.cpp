@@ -42,8 +42,8 @@ void make_own_symbols_global() {
   (void)done;
 }
 
-// A damaged shared object can kill the process that maps it, so the file is checked first.
-void verify_file(const std::string& path) {
+// A damaged shared object can kill the process that maps it, so the file is checked first. Returns its checksum.
+uint32_t verify_file(const std::string& path) {
   const auto refuse = [&](const std::string& why) { throw Error("metallib " + quoted(path) + " " + why); };
   std::ifstream file(path, std::ios::binary);
   if (!file || std::filesystem::is_directory(path))
@@ -69,6 +69,7 @@ void verify_file(const std::string& path) {
   boost::crc_32_type crc;
   crc.process_bytes(bytes.data(), body);
   if (trailer.size != body || trailer.crc32 != crc.checksum()) refuse("is damaged: its checksum does not match");
+  return trailer.crc32;
 }
 
 // The loader takes a file for one that it has by its name alone, though another has been put in its place. So each file
@@ -119,9 +120,10 @@ size_t Function::max_total_threads() const {
 }
 
 std::shared_ptr<const Library> Library::open(const std::string& path) {
-  verify_file(path);
+  const uint32_t checksum = verify_file(path);
   make_own_symbols_global();
   std::shared_ptr<Library> library(new Library);
+  library->checksum_ = checksum;
   library->path_ = path;
   library->handle_ = dlopen(spelling_of_its_own(path).c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!library->handle_) throw Error("metallib " + quoted(path) + " cannot be loaded: " + dlerror());

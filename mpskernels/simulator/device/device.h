@@ -65,6 +65,7 @@ class Library : public std::enable_shared_from_this<Library> {
   ~Library();
   const std::string& path() const { return path_; }
   const mpsk_metallib_header& header() const { return *header_; }
+  uint32_t checksum() const { return checksum_; }                           // of its code
   std::vector<std::string> function_names() const;                          // sorted
   std::shared_ptr<const Function> function(const std::string& name) const;  // null where there is none
   std::span<const mpsk_constant> constants() const { return {header_->constants_begin, header_->constants_end}; }
@@ -74,6 +75,7 @@ class Library : public std::enable_shared_from_this<Library> {
   std::string path_;
   void* handle_ = nullptr;
   const mpsk_metallib_header* header_ = nullptr;
+  uint32_t checksum_ = 0;
 };
 
 // Values of function constants, by index: exactly the bytes of the constant's type.

@@ -180,7 +180,13 @@ std::shared_ptr<const Library> instrumented(const mpsk_source& source) {
   const std::lock_guard lock(all.mutex);
   auto& library = all.instrumented[made];
   if (!library) {
-    library = Library::open(made);
+    try {
+      library = Library::open(made);
+    } catch (const Error&) {
+      unlink(made.c_str());  // damaged: the next one makes it again
+      all.instrumented.erase(made);
+      throw;
+    }
     // Where the counters of each function are among a lane's: those of functions that several kernels call, then those
     // of the one entry that runs.
     const mpsk_metallib_header& header = library->header();
