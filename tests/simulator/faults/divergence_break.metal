@@ -8,7 +8,7 @@ kernel void find(device const float* x, device uint* y, uint t [[thread_index_in
   uint found = 0;
   for (uint k = 0; k < 4; ++k) {
     tile[t] = x[k * 64 + t];
-    threadgroup_barrier(mem_flags::mem_threadgroup);  // fault: divergence threadgroup
+    threadgroup_barrier(mem_flags::mem_threadgroup);  // fault: other
     if (tile[t ^ 32] == t) found = k + 1;
     if (!repaired && found) break;
     threadgroup_barrier(mem_flags::mem_threadgroup);  // fault: divergence threadgroup

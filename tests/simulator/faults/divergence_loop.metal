@@ -11,7 +11,7 @@ kernel void grow(device const uint* lengths, device float* y, uint t [[thread_in
     tile[t] = value;
     threadgroup_barrier(mem_flags::mem_threadgroup);  // fault: divergence threadgroup
     if (k < lengths[t]) value += tile[t ^ 32];
-    threadgroup_barrier(mem_flags::mem_threadgroup);
+    threadgroup_barrier(mem_flags::mem_threadgroup);  // fault: other
   }
   y[t] = value;
 }
