@@ -272,6 +272,7 @@ Gradients backward(const Norm& n, bool grad_x, bool grad_parameters) {
                             {norm_constant_modulation_f32, "modulation_f32", modulation_f32},
                             {norm_constant_vectors, "vectors", in_vectors(n)},
                             {norm_constant_grad_x, "grad_x", grad_x},
+                            {norm_constant_grad_gate, "grad_gate", grad_x && n.gate},
                             {norm_constant_grad_parameters, "grad_parameters", grad_parameters},
                             {norm_constant_two_sums, "two_sums", two_sums}});
   }

@@ -151,6 +151,7 @@ struct Launch {
                      {norm_constant_silu, "silu", n.silu},
                      {norm_constant_vectors, "vectors", vectors},
                      {norm_constant_parts_out, "parts_out", parts_out},
+                     {norm_constant_out, "out", !parts_out},
                      {norm_constant_statistics_in, "statistics_in", statistics_in}});
   }
 

@@ -18,7 +18,7 @@ using namespace mpsk;
 constant bool has_grad_x [[function_constant(norm_constant_grad_x)]];
 constant bool has_grad_parameters [[function_constant(norm_constant_grad_parameters)]];
 constant bool two_sums [[function_constant(norm_constant_two_sums)]];
-constant bool has_grad_gate = has_grad_x && has_gate;
+constant bool has_grad_gate [[function_constant(norm_constant_grad_gate)]];
 
 // Four elements as they are read.
 struct norm_elements {
@@ -113,7 +113,7 @@ struct norm_row_backward {
       if (has_residual) {
         result += columns.load(grad_residual, p.residual.column_stride, chunk);
       }
-      if (has_gate) {
+      if (has_grad_gate) {
         const float4 sig = sigmoid(e.gate);
         const float4 slope = sig * (1.0f + e.gate * (1.0f - sig));  // of silu
         columns.store(grad_gate, chunk, (gate_first ? result * e.x : e.grad * x_hat * factor) * slope);

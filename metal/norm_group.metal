@@ -18,7 +18,7 @@ constant bool channels_last [[function_constant(norm_constant_channels_last)]];
 constant bool has_silu [[function_constant(norm_constant_silu)]];
 constant bool parts_out [[function_constant(norm_constant_parts_out)]];
 constant bool statistics_in [[function_constant(norm_constant_statistics_in)]];
-constant bool has_out = !parts_out;
+constant bool has_out [[function_constant(norm_constant_out)]];
 
 // The elements that a thread has of a part of a row, in chunks of four. With `vectors` the four are adjacent, of one
 // channel or with channels last of four, and move as one.

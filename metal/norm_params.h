@@ -54,6 +54,8 @@ enum norm_constant {
   norm_constant_silu = 314,
   norm_constant_parts_out = 315,      // the sums of the parts are what is written
   norm_constant_statistics_in = 316,  // the statistics of the rows are known
+  norm_constant_out = 317,            // the normalized x is what is written
+  norm_constant_grad_gate = 318,      // beside grad_x, where there is a gate
 };
 
 enum { norm_max_dims = 16 };         // leading dimensions, after the glue has merged those that one stride describes
