@@ -764,7 +764,8 @@ def test_a_finding_tells_who_and_where():
     assert finding.access.threadgroup == finding.other.threadgroup
     assert all(access.function.startswith("reverse") and access.column > 1 for access in accesses)
     assert finding.buffer == "threadgroup memory `tile`"
-    assert "kernel fault" in finding.text and "race_missing_barrier.metal:12:" in finding.text
+    assert "kernel fault" in finding.text
+    assert "race_missing_barrier.metal:12:" in finding.text
 
     [finding] = [f for f in findings_of("race_transpose_in_place", "fault") if f.kind == "race"]
     here, there = finding.access, finding.other
