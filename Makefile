@@ -1,5 +1,5 @@
 # make demo    the main job on this machine, from nothing: packages, environment, build, run
-# make test    the tests (make test-all: also the slow ones)
+# make test    the tests, those of the kernels in fast and in safe math (make test-all: also the slow ones)
 # make lint    what CI checks; make format applies it
 # make bench   our ops against stock torch; make bench-simulator: the simulator itself
 # make macos-wheel  the wheels for macOS, cross-built on Linux; make macos-check: all that can be proved of them there
@@ -10,6 +10,9 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.mpskernels-requirements
 PYTEST := $(PY) -m pytest -q
+# The tests of the kernels: those of every family that metal/ has.
+FAMILIES = $(patsubst metal/%_variants.h,%,$(wildcard metal/*_variants.h))
+KERNEL_TESTS = $(foreach family,$(FAMILIES),$(wildcard tests/test_$(family)*.py))
 CPP = git ls-files -co --exclude-standard -- '*.h' '*.cpp' '*.mm' '*.metal'
 
 .PHONY: demo test test-all lint format bench bench-simulator macos-wheel macos-check build setup clean
@@ -17,11 +20,14 @@ CPP = git ls-files -co --exclude-standard -- '*.h' '*.cpp' '*.mm' '*.metal'
 demo: build
 	$(PY) -m mpskernels demo
 
+# With ARGS, one run as they say; --math-mode safe is among them.
 test: build
 	$(PYTEST) -n 2 -m "not slow" $(ARGS)
+	$(if $(ARGS),,$(PYTEST) -n 2 -m "not slow" --math-mode safe $(KERNEL_TESTS))
 
 test-all: build
 	$(PYTEST) -n 2 $(ARGS)
+	$(if $(ARGS),,$(PYTEST) -n 2 --math-mode safe $(KERNEL_TESTS))
 
 lint: setup
 	$(PY) -m ruff check

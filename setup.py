@@ -172,8 +172,9 @@ class Build:
             (folder / name).write_text(text + "\n")
         self.outputs += [folder / name for name in sorted(texts)]
 
-    def metallib(self) -> str | None:
-        """One object per .metal file, then a link; says how it was done, or None where there is no compiler."""
+    def metallib(self, safe: Path | None) -> str | None:
+        """One object per .metal file, then a link; says how it was done, or None where there is no compiler. In fast
+        math, and for the tests again in safe math, as `safe`."""
         if MACOS:
             xcrun = program("xcrun", "xcode-select --install")
             # It is run, not looked for: Xcode 26 has a stand-in that only says what to download.
@@ -187,27 +188,33 @@ class Build:
                 )
                 return None
             compiler, linker = f"{xcrun} -sdk macosx metal -mmacosx-version-min=14.0", f"{xcrun} -sdk macosx metallib"
-            arguments, implicit = f"-std={METAL_STD} -O2 -MMD -MF $depfile", []
+            arguments, implicit = f"-std={METAL_STD} -O2 -MMD -MF $depfile $math", []
+            math = {"fast": "-ffast-math", "safe": "-fno-fast-math"}
         else:
             compiler = linker = f"PYTHONPATH={SIMULATOR} {sys.executable} -m compiler"
-            arguments = f"--std={METAL_STD} --depfile $depfile"
-            linker += " --link"
+            arguments = f"--std={METAL_STD} --depfile $depfile $math"
+            linker += " --link $math"
+            math = {mode: f"--math-mode={mode}" for mode in ("fast", "safe")}
             parts = [*(SIMULATOR / "compiler").rglob("*"), *(SIMULATOR / "msl").rglob("*"), SIMULATOR / "device/abi.h"]
             implicit = sorted(path for path in parts if path.is_file() and path.suffix != ".pyc")
         arguments = f"{arguments} -I{HERE / 'metal'} -c $in -o $out"
         self.rule("metal", arguments, command=compiler, deps="gcc")
         self.rule("metallib", "$in -o $out", command=linker)
-        objects = []
-        for source in sorted((HERE / "metal").glob("*.metal")):
-            output = self.scratch / "metal" / f"{source.stem}.o"
-            objects.append(self.edge("metal", output, [source], implicit=implicit, depfile=output.with_suffix(".d")))
-        self.outputs.append(self.edge("metallib", self.root / "mpskernels.metallib", objects))
+        installed = self.root / "mpskernels.metallib"
+        for library, mode in [(installed, "fast")] + ([(safe, "safe")] if safe else []):
+            objects = []
+            for source in sorted((HERE / "metal").glob("*.metal")):
+                output = self.scratch / "metal" / mode / f"{source.stem}.o"
+                options = {"depfile": output.with_suffix(".d"), "math": math[mode]}
+                objects.append(self.edge("metal", output, [source], implicit=implicit, **options))
+            self.edge("metallib", library, objects, math=math[mode])
+        self.outputs.append(installed)
         return f"xcrun metal -std={METAL_STD}" if MACOS else f"the simulator's compiler, -std={METAL_STD}"
 
-    def run(self) -> None:
+    def run(self, safe: Path | None) -> None:
         self.native()
         self.sources()
-        record = {"torch": torch_minor(), "metallib": self.metallib()}
+        record = {"torch": torch_minor(), "metallib": self.metallib(safe)}
         self.scratch.mkdir(parents=True, exist_ok=True)
         self.root.mkdir(parents=True, exist_ok=True)
         (self.root / "build.json").write_text(json.dumps(record, indent=2) + "\n")
@@ -230,7 +237,8 @@ class BuildNative(build_ext):
         root = HERE if in_place else Path(self.build_lib).resolve()
         scratch = HERE / "build" / "inplace" if in_place else Path(self.build_temp).resolve()
         self.build = Build(root, scratch)
-        self.build.run()
+        # The tests' second metallib belongs to a checkout, never to a wheel.
+        self.build.run(safe=HERE / "build" / "mpskernels-safe.metallib" if in_place else None)
 
     def get_outputs(self) -> list[str]:
         return [str(path) for path in self.build.outputs]
