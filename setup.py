@@ -21,6 +21,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
 SIMULATOR = HERE / "mpskernels" / "simulator"
@@ -247,9 +248,22 @@ class BuildNative(build_ext):
         return {}
 
 
+class BuildForMac(build_py):
+    """The package without the simulator, of which only the module that says where it runs is left."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.packages = [name for name in self.packages if not name.startswith("mpskernels.simulator.")]
+        self.package_data.pop("mpskernels.simulator", None)
+
+    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
+        modules = super().find_package_modules(package, package_dir)
+        return [one for one in modules if package != "mpskernels.simulator" or one[1] == "__init__"]
+
+
 if __name__ == "__main__":
     setup(
         ext_modules=[Extension("mpskernels._C", sources=[])],
-        cmdclass={"build_ext": BuildNative},
+        cmdclass={"build_ext": BuildNative, **({"build_py": BuildForMac} if MACOS else {})},
         install_requires=[f"torch=={torch_minor()}.*"],
     )

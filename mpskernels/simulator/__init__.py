@@ -6,7 +6,11 @@ Importing this package puts it behind torch's device `mps`. `MPSK_SIMULATE` choo
 from __future__ import annotations
 
 import atexit
+import sys
 from dataclasses import dataclass
+
+if sys.platform == "darwin":  # the one module of the simulator that is installed there
+    raise ImportError("mpskernels.simulator is for Linux: on a Mac, mpskernels runs on the GPU itself")
 
 import torch  # noqa: F401  (its libraries must be there before ours)
 
