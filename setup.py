@@ -266,4 +266,6 @@ if __name__ == "__main__":
         ext_modules=[Extension("mpskernels._C", sources=[])],
         cmdclass={"build_ext": BuildNative, **({"build_py": BuildForMac} if MACOS else {})},
         install_requires=[f"torch=={torch_minor()}.*"],
+        # As it is built, whatever Python says that it is for itself.
+        options={"bdist_wheel": {"plat_name": "macosx_14_0_arm64"}} if MACOS else {},
     )
