@@ -3,6 +3,7 @@
 # make lint    what CI checks; make format applies it
 # make bench   our ops against stock torch; make bench-simulator: the simulator itself
 # make macos-wheel  the wheels for macOS, cross-built on Linux; make macos-check: all that can be proved of them there
+# make hub     build/hub: what Hugging Face's kernel-builder builds for the Hub, the links of torch-ext followed
 # make build   the native parts only; make clean removes everything that was built
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ FAMILIES = $(patsubst metal/%_variants.h,%,$(wildcard metal/*_variants.h))
 KERNEL_TESTS = $(foreach family,$(FAMILIES),$(wildcard tests/test_$(family)*.py))
 CPP = git ls-files -co --exclude-standard -- '*.h' '*.cpp' '*.mm' '*.metal'
 
-.PHONY: demo test test-all lint format bench bench-simulator macos-wheel macos-check build setup clean
+.PHONY: demo test test-all lint format bench bench-simulator macos-wheel macos-check hub build setup clean
 
 demo: build
 	$(PY) -m mpskernels demo
@@ -50,6 +51,10 @@ macos-wheel: $(STAMP)-macos
 
 macos-check: $(STAMP)-macos
 	$(PY) -m macos.check
+
+hub:
+	rm -rf build/hub && mkdir -p build/hub
+	cp -RL build.toml flake.nix torch-ext csrc metal build/hub
 
 build: setup
 	@echo "==> Native build (ninja; nothing to do when nothing changed)"

@@ -26,6 +26,7 @@ from setuptools.command.build_py import build_py
 HERE = Path(__file__).resolve().parent
 SIMULATOR = HERE / "mpskernels" / "simulator"
 MACOS = platform.system() == "Darwin"
+DEVICE = "simulator/lib/libmpsk_metal.so"
 METAL_STD = "metal3.1"
 
 
@@ -103,9 +104,10 @@ class Build:
             self.ldflags = f"-shared -fuse-ld=lld-19 -Wl,-z,defs {torch_libs} {' '.join(framework['LIBRARIES'])}"
             # Python itself provides its C API, so only the modules may leave symbols open.
             self.python_libs = "-ltorch_python -Wl,-z,undefs"
-            self.personality = framework["PERSONALITY_SOURCE"]
         self.rule("cxx", "$flags -MMD -MF $out.d -c $in -o $out", command=self.cxx, depfile="$out.d", deps="gcc")
         self.rule("link", "$in -o $out $flags", command=self.cxx)
+        if not MACOS:
+            [self.personality] = self.objects([framework["PERSONALITY_SOURCE"]])
 
     def rule(self, name: str, arguments: str, *, command: str, **variables: str) -> None:
         self.lines += [f"rule {name}", f"  command = {command} {arguments}", f"  description = {name} $out"]
@@ -136,31 +138,27 @@ class Build:
         self.outputs.append(output)
         return output
 
-    def module(self, name: str, objects: list[Path], device: Path | None) -> None:
+    def module(self, name: str, sources: list[Path], definitions: str) -> None:
         """A Python module; on Linux it finds the software device relative to itself."""
-        if device is None:
-            self.library(f"{name}.so", objects, self.python_libs)
-        else:
-            lib = os.path.relpath(device.parent, (self.root / name).parent)
-            self.library(f"{name}.so", objects, f"{self.python_libs} -Wl,-rpath,'$$ORIGIN/{lib}'", [device])
+        objects, flags, device = self.objects(sources, definitions), self.python_libs, []
+        if not MACOS:
+            objects.append(self.personality)
+            device.append(self.root / DEVICE)
+            lib = os.path.relpath(device[0].parent, (self.root / name).parent)
+            flags += f" -Wl,-rpath,'$$ORIGIN/{lib}'"
+        self.library(f"{name}.so", objects, flags, device)
 
     def native(self) -> None:
         """`mpskernels._C`, and on Linux what stands in Metal.framework's place with its own Python module."""
-        glue = self.objects(list((HERE / "csrc").rglob("*.mm")), "-fvisibility=hidden -DTORCH_EXTENSION_NAME=_C")
+        self.module("_C", list((HERE / "csrc").rglob("*.mm")), "-fvisibility=hidden -DTORCH_EXTENSION_NAME=_C")
         if MACOS:
-            self.module("_C", glue, None)
             return
-        [personality] = self.objects([self.personality])
-        bindings = list((SIMULATOR / "framework").glob("bindings*.*"))
         rooms = SIMULATOR / "device", SIMULATOR / "framework"
-        sources = [path for room in rooms for path in room.rglob("*") if path.suffix in self.flags]
-        sources = [path for path in sources if path not in [*bindings, self.personality]]
-        device = self.library(
-            "simulator/lib/libmpsk_metal.so", [*self.objects(sources), personality], "-lboost_context"
-        )
-        bindings = self.objects(bindings, "-fvisibility=hidden -DTORCH_EXTENSION_NAME=_simulator")
-        self.module("simulator/_simulator", [*bindings, personality], device)
-        self.module("_C", [*glue, personality], device)
+        sources = {path for room in rooms for path in room.rglob("*") if path.suffix in self.flags}
+        bindings = {path for path in sources if path.stem.startswith("bindings")}
+        self.module("simulator/_simulator", [*bindings], "-fvisibility=hidden -DTORCH_EXTENSION_NAME=_simulator")
+        sources = [path for path in sources - bindings if path.stem != self.personality.name.split(".")[0]]
+        self.library(DEVICE, [*self.objects(sources), self.personality], "-lboost_context")
 
     def sources(self) -> None:
         """The kernels' sources, which travel always: where a metallib cannot be built, they are what is compiled."""
@@ -216,10 +214,14 @@ class Build:
         self.native()
         self.sources()
         record = {"torch": torch_minor(), "metallib": self.metallib(safe)}
-        self.scratch.mkdir(parents=True, exist_ok=True)
         self.root.mkdir(parents=True, exist_ok=True)
         (self.root / "build.json").write_text(json.dumps(record, indent=2) + "\n")
         self.outputs.append(self.root / "build.json")
+        self.make()
+
+    def make(self) -> None:
+        """Runs ninja on all that was collected."""
+        self.scratch.mkdir(parents=True, exist_ok=True)
         file = self.scratch / "build.ninja"
         file.write_text("\n".join(["ninja_required_version = 1.10", f"builddir = {self.scratch}", *self.lines, ""]))
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
