@@ -536,7 +536,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> modulated
   return {g.x, g.scale, g.shift, g.weight, g.bias};
 }
 
-TORCH_LIBRARY_FRAGMENT(mpsk, m) {
+TORCH_LIBRARY_FRAGMENT(MPSK_NAMESPACE, m) {
   define_op(m, "rms_norm(Tensor x, Tensor? weight, float eps, *, float offset=0.0) -> Tensor", rms_norm,
             Gradient::registered);
   define_op(m,

@@ -332,7 +332,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> group_norm_backward(const at::Ten
   return {of_x, of_weight, of_bias};
 }
 
-TORCH_LIBRARY_FRAGMENT(mpsk, m) {
+TORCH_LIBRARY_FRAGMENT(MPSK_NAMESPACE, m) {
   define_op(m,
             "group_norm(Tensor x, int num_groups, Tensor? weight, Tensor? bias, float eps, *, bool silu=False) -> "
             "Tensor",

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mpskernels import _C
+from .. import _C
+from .._ops import add_op_namespace_prefix, ops
 
 
 def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6, *, offset: float = 0.0) -> Tensor:
@@ -36,7 +37,7 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6, *, offs
             the gradient.
         RuntimeError: what is no tensor at all; the library of kernels cannot be read.
     """
-    return torch.ops.mpsk.rms_norm(x, weight, eps, offset=offset)
+    return ops.rms_norm(x, weight, eps, offset=offset)
 
 
 def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
@@ -51,7 +52,7 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
 
     Returns, raises: as `rms_norm`. A row with an infinity becomes NaN too; one of equal values becomes the bias.
     """
-    return torch.ops.mpsk.layer_norm(x, weight, bias, eps)
+    return ops.layer_norm(x, weight, bias, eps)
 
 
 def add_rms_norm(
@@ -69,7 +70,7 @@ def add_rms_norm(
 
     Raises: as `rms_norm`.
     """
-    return torch.ops.mpsk.add_rms_norm(x, residual, weight, eps, offset=offset)
+    return ops.add_rms_norm(x, residual, weight, eps, offset=offset)
 
 
 def add_layer_norm(
@@ -79,7 +80,7 @@ def add_layer_norm(
 
     Arguments as in `layer_norm` and `add_rms_norm`; returns and raises as `add_rms_norm`.
     """
-    return torch.ops.mpsk.add_layer_norm(x, residual, weight, bias, eps)
+    return ops.add_layer_norm(x, residual, weight, bias, eps)
 
 
 def gated_rms_norm(
@@ -95,7 +96,7 @@ def gated_rms_norm(
 
     Returns, raises: as `rms_norm`; a product of x and gate that passes float32 counts as an infinity.
     """
-    return torch.ops.mpsk.gated_rms_norm(x, gate, weight, eps, norm_before_gate=norm_before_gate)
+    return ops.gated_rms_norm(x, gate, weight, eps, norm_before_gate=norm_before_gate)
 
 
 def modulated_norm(
@@ -119,7 +120,7 @@ def modulated_norm(
 
     Returns, raises: as `layer_norm`.
     """
-    return torch.ops.mpsk.modulated_norm(x, scale, shift, weight, bias, eps, rms=rms)
+    return ops.modulated_norm(x, scale, shift, weight, bias, eps, rms=rms)
 
 
 def group_norm(
@@ -150,7 +151,7 @@ def group_norm(
     Raises: as `layer_norm`; ValueError for a `num_groups` that is no divisor; NotImplementedError for positions of
         several strides.
     """
-    return torch.ops.mpsk.group_norm(x, num_groups, weight, bias, eps, silu=silu)
+    return ops.group_norm(x, num_groups, weight, bias, eps, silu=silu)
 
 
 class _Op(NamedTuple):
@@ -203,13 +204,13 @@ def _register(name: str, op: _Op) -> None:
     """The fakes and the gradient of an op."""
     inputs, arguments = op.inputs.split(), op.backward.split()
 
-    @torch.library.register_fake(f"mpsk::{name}")
+    @torch.library.register_fake(add_op_namespace_prefix(name))
     def _(*args, **options):
         getattr(_C, f"check_{name}")(*args, *(op.options | options).values())
         outputs = tuple(args[0].new_empty(args[0].shape) for _ in op.outputs.split())
         return outputs if len(outputs) > 1 else outputs[0]
 
-    @torch.library.register_fake(f"mpsk::{name}_backward")
+    @torch.library.register_fake(add_op_namespace_prefix(f"{name}_backward"))
     def _(*args):
         *args, grad_x, grad_parameters = args
         getattr(_C, f"check_{name}_backward")(*args)
@@ -237,7 +238,7 @@ def _register(name: str, op: _Op) -> None:
         else:
             values = dict(zip(ctx.tensors, ctx.saved_tensors, strict=True)) | ctx.others
             values |= {"grad": grad, "grad_residual": grad_residual}
-            gradients = getattr(torch.ops.mpsk, f"{name}_backward")(
+            gradients = getattr(ops, f"{name}_backward")(
                 *(values[argument] for argument in arguments), bool(needed - _PARAMETERS), bool(needed & _PARAMETERS)
             )
             found = dict(zip(op.gradients.split(), gradients, strict=True))
@@ -245,7 +246,7 @@ def _register(name: str, op: _Op) -> None:
             found["x"] = found["residual"] = found["residual_out"]
         return tuple(found.get(key) if key in needed else None for key in inputs)
 
-    torch.library.register_autograd(f"mpsk::{name}", backward, setup_context=setup_context)
+    torch.library.register_autograd(add_op_namespace_prefix(name), backward, setup_context=setup_context)
 
 
 for _name, _op in _OPS.items():
@@ -260,13 +261,13 @@ def _empty_like_x(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=last or torch.contiguous_format)
 
 
-@torch.library.register_fake("mpsk::group_norm")
+@torch.library.register_fake(add_op_namespace_prefix("group_norm"))
 def _(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, silu: bool = False) -> Tensor:
     _C.check_group_norm(x, num_groups, weight, bias, eps)
     return _empty_like_x(x)
 
 
-@torch.library.register_fake("mpsk::group_norm_backward")
+@torch.library.register_fake(add_op_namespace_prefix("group_norm_backward"))
 def _(grad, x, num_groups, weight, bias, eps, silu, grad_x: bool, grad_parameters: bool) -> tuple[Tensor, ...]:
     _C.check_group_norm_backward(grad, x, num_groups, weight, bias, eps)
     parameters = (p.new_empty(p.shape) if p is not None and grad_parameters else x.new_empty(0) for p in (weight, bias))
@@ -282,10 +283,12 @@ def _group_norm_context(ctx, inputs: tuple, output: Tensor, keyword_only_inputs:
 def _group_norm_gradient(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias = ctx.saved_tensors
     need_x, _, need_weight, need_bias, _ = ctx.needs_input_grad
-    of_x, of_weight, of_bias = torch.ops.mpsk.group_norm_backward(
+    of_x, of_weight, of_bias = ops.group_norm_backward(
         grad, x, ctx.num_groups, weight, bias, ctx.eps, ctx.silu, need_x, need_weight or need_bias
     )
     return of_x if need_x else None, None, of_weight if need_weight else None, of_bias if need_bias else None, None
 
 
-torch.library.register_autograd("mpsk::group_norm", _group_norm_gradient, setup_context=_group_norm_context)
+torch.library.register_autograd(
+    add_op_namespace_prefix("group_norm"), _group_norm_gradient, setup_context=_group_norm_context
+)
