@@ -250,7 +250,7 @@ std::strong_ordering in_source(const Lane& a, const Lane& b) {
 
 // What the lanes did since they last met is complete; the paused ones go on.
 bool Worker::resume(const Simdgroup& simdgroup) {
-  observer_->flush(simdgroup.first, simdgroup.count);
+  observer_->flush(simdgroup.count);
   bool any = false;
   for (unsigned i = 0; i < simdgroup.count; ++i) {
     Lane& lane = lanes_[simdgroup.first + i];
@@ -341,14 +341,9 @@ void Worker::barrier(LaneState kind, unsigned flags, const void* site) {
   wait();
 }
 
-// A lane with a long log waits for the others of its simdgroup, so that theirs can be put together.
-void* Worker::access(void* pointer, AccessKind kind, size_t bytes, const mpsk_site& site) {
-  void* const address = observer_->access(pointer, kind, bytes, site);
-  if (observer_->log_is_full()) {
-    current_->state = LaneState::paused;
-    wait();
-  }
-  return address;
+void Worker::pause() {
+  current_->state = LaneState::paused;
+  wait();
 }
 
 std::string Worker::describe(const Lane& lane) const {
