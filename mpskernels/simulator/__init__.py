@@ -12,10 +12,23 @@ import torch  # noqa: F401  (its libraries must be there before ours)
 
 from mpskernels.simulator import _simulator
 from mpskernels.simulator.compiler import CompileError
+from mpskernels.simulator.profiler import Dispatch, Profile, profile
 from mpskernels.simulator.shader import MetalKernel, ShaderLibrary, compile_shader, load_metallib
 from mpskernels.simulator.torch_face import enable, install
 
-__all__ = ["Chip", "CompileError", "MetalKernel", "ShaderLibrary", "chip", "compile_shader", "enable", "load_metallib"]
+__all__ = [
+    "Chip",
+    "CompileError",
+    "Dispatch",
+    "MetalKernel",
+    "Profile",
+    "ShaderLibrary",
+    "chip",
+    "compile_shader",
+    "enable",
+    "load_metallib",
+    "profile",
+]
 
 
 @dataclass(frozen=True)
