@@ -11,19 +11,26 @@ from dataclasses import dataclass
 import torch  # noqa: F401  (its libraries must be there before ours)
 
 from mpskernels.simulator import _simulator
+from mpskernels.simulator.checker import Access, CheckError, Finding, Report, check, compare_schedules
 from mpskernels.simulator.compiler import CompileError
 from mpskernels.simulator.profiler import Dispatch, Profile, profile
 from mpskernels.simulator.shader import MetalKernel, ShaderLibrary, compile_shader, load_metallib
 from mpskernels.simulator.torch_face import enable, install
 
 __all__ = [
+    "Access",
+    "CheckError",
     "Chip",
     "CompileError",
     "Dispatch",
+    "Finding",
     "MetalKernel",
     "Profile",
+    "Report",
     "ShaderLibrary",
+    "check",
     "chip",
+    "compare_schedules",
     "compile_shader",
     "enable",
     "load_metallib",
