@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
-
 from mpskernels.simulator import _simulator, model
 from mpskernels.simulator.chips import Chip, find
 from mpskernels.simulator.model import SIMD_WIDTH
@@ -49,6 +47,7 @@ class Dispatch:
     device_accesses: int  # loads and stores of a simdgroup
     device_lines: int  # distinct lines of 128 bytes, summed over those accesses
     device_lines_ideal: int  # the fewest lines that could hold the distinct bytes of each
+    constant_read: int  # bytes requested of arguments in `constant`
 
     threadgroup_read: int  # bytes requested
     threadgroup_written: int
@@ -156,18 +155,28 @@ class Profile:
 def profile() -> Iterator[Profile]:
     """Counts what every dispatch inside the block does. Waits for the device on entering and on leaving.
 
+    Kernels are compiled again with every access and every basic block instrumented, once for each.
+
+    Yields:
+        The profile, whose dispatches are there when the block has been left.
+
     Raises:
         RuntimeError: inside another `profile()`.
     """
-    torch.mps.synchronize()
-    _simulator.start_profile()
+    check, profiling, seed = before = _simulator.watching()
+    if profiling:
+        raise RuntimeError("profile() is counting already, and its dispatches belong to one block")
+    _simulator.synchronize()
+    _simulator.watch(check, True, seed)
     found = Profile()
     try:
         yield found
-        torch.mps.synchronize()
     finally:
-        _simulator.stop_profile()
-        found.dispatches += [_dispatch(counts) for counts in _simulator.take_dispatches()]
+        try:
+            _simulator.synchronize()
+            found.dispatches += [_dispatch(counts) for counts in _simulator.take_dispatches()]
+        finally:
+            _simulator.watch(*before)
 
 
 def _dispatch(counts: dict) -> Dispatch:

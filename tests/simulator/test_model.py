@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import mpskernels
 from mpskernels import simulator
 from mpskernels.simulator import model, profiler, roofline
 from mpskernels.simulator.chips import CHIPS, Number, find
@@ -24,34 +26,87 @@ def counts(**given) -> profiler.Dispatch:
     return profiler.Dispatch(**zeros | given)
 
 
-def gemm(m: int, n: int, k: int, itemsize: int = 2) -> profiler.Dispatch:
-    """matmul_tile at 64x64x16 on row-major operands whose sizes are multiples of the tile's."""
+def gemm(m: int, n: int, k: int) -> profiler.Dispatch:
+    """matmul_tile at 64x64x16 on row-major halves, of sizes that are multiples of the tile's."""
     tiles = m // 64 * (n // 64)
-    steps = tiles * k // 16  # of all threadgroups: each loads both tiles and multiplies them
-    loads = 2 * 64 * 16 * itemsize // 512  # of a simdgroup, 16 bytes for each lane
-    row_lines = 512 // (16 * itemsize)  # rows of a's tile that one of them touches, each in another line
+    steps = tiles * k // 16  # of all threadgroups: each loads 64x16 of a and 16x64 of b, and multiplies them
+    # Of a simdgroup's stores, one for each element of its 16 fragments that a lane holds: 8 rows of 4 columns.
+    stores = tiles * 4 * 16 * 2
+    banks = steps * (8 + 4 * 2 * 8)  # 8 stores of 512 bytes, and 4 simdgroups that load 8 fragments for each 8 of k
     return counts(
-        kernel="matmul_tile",
+        kernel="matmul_tile_f16_bm64_bn64_bk16?a_along_m=0,b_along_k=0,a_vectors=1,b_vectors=1",
         threadgroups=(tiles, 1, 1),
         threads_per_threadgroup=(32, 2, 2),
         threads=128 * tiles,
-        threadgroup_memory=6144 if itemsize == 2 else 10240,
+        threadgroup_memory=6144,
         matrix_flops=2 * m * n * k,
         matrix_operations=m * n * k // 512,
         instructions=steps * 128 * 100,
         simd_instructions=steps * 4 * 100,
-        device_read=steps * 2 * 64 * 16 * itemsize,
-        device_written=m * n * itemsize,
-        device_read_unique=(m + n) * k * itemsize,
-        device_written_unique=m * n * itemsize,
-        device_accesses=steps * loads,
-        device_lines=steps * (loads // 2 * row_lines + loads // 2 * 4),
-        device_lines_ideal=steps * loads * 4,
-        threadgroup_read=steps * 4 * 2 * 8 * 64 * itemsize,
-        threadgroup_written=steps * 2 * 64 * 16 * itemsize,
-        bank_cycles=steps * (4 * 2 * 8 * 64 + 2 * 64 * 16) * itemsize // 128,
-        bank_cycles_ideal=steps * (4 * 2 * 8 * 64 + 2 * 64 * 16) * itemsize // 128,
+        device_read=steps * 2 * 64 * 16 * 2,
+        device_written=m * n * 2,
+        device_read_unique=(m + n) * k * 2,
+        device_written_unique=m * n * 2,
+        device_accesses=steps * 8 + stores,
+        device_lines=steps * 4 * (16 + 4) + stores * 8,  # a load of a takes 32 bytes of 16 rows, one of b 128 of 4
+        device_lines_ideal=steps * 4 * (4 + 4) + stores,
+        threadgroup_read=steps * 4 * 2 * 8 * 128,
+        threadgroup_written=steps * 2 * 64 * 16 * 2,
+        threadgroup_accesses=banks,
+        bank_cycles=steps * (8 * 4 + 4 * 2 * 8),
+        bank_cycles_ideal=steps * (8 * 4 + 4 * 2 * 8),
         barriers=2 * k // 16,
+    )
+
+
+def rms_norm(rows: int) -> profiler.Dispatch:
+    """rms_norm_row on rows of 4096 floats with a weight: 256 threads of 16 columns, in vectors."""
+    simdgroups = rows * 8
+    return counts(
+        kernel="rms_norm_row_f32_d16384?weight=1,weight_f32=0,vectors=1",
+        threadgroups=(rows, 1, 1),
+        threads_per_threadgroup=(256, 1, 1),
+        threads=rows * 256,
+        threadgroup_memory=128,
+        instructions=rows * 256 * 200,
+        simd_instructions=simdgroups * 200,
+        device_read=2 * rows * 4096 * 4,
+        device_written=rows * 4096 * 4,
+        device_read_unique=(rows + 1) * 4096 * 4,
+        device_written_unique=rows * 4096 * 4,
+        device_accesses=simdgroups * 12,
+        device_lines=simdgroups * 12 * 4,
+        device_lines_ideal=simdgroups * 12 * 4,
+        threadgroup_read=simdgroups * 8 * 4,
+        threadgroup_written=simdgroups * 4,
+        threadgroup_accesses=simdgroups * 2,
+        bank_cycles=simdgroups * 2,
+        bank_cycles_ideal=simdgroups * 2,
+        barriers=1,
+        simd_operations=simdgroups * 2,
+    )
+
+
+def attention(heads: int, queries: int, keys: int) -> profiler.Dispatch:
+    """attention_flash on halves of head dimension 64, without a mask, of multiples of 32 queries and keys."""
+    groups = heads * queries // 32
+    blocks = groups * keys // 32  # of keys, of all threadgroups
+    return counts(
+        kernel="attention_flash_f16_d64_bk32?causal=0,vectors=1",
+        threadgroups=(queries // 32, heads, 1),
+        threads_per_threadgroup=(32, 4, 1),
+        threads=groups * 128,
+        threadgroup_memory=9216,
+        matrix_flops=4 * 64 * heads * queries * keys,
+        matrix_operations=blocks * 4 * 64,
+        device_read=(groups + 2 * blocks) * 32 * 64 * 2,
+        device_written=heads * queries * 64 * 2,
+        device_read_unique=heads * (queries + 2 * keys) * 64 * 2,
+        device_written_unique=heads * queries * 64 * 2,
+        threadgroup_read=(groups * 4 * 8 + blocks * 4 * 64) * 128,
+        threadgroup_written=(groups + 2 * blocks) * 32 * 64 * 2,
+        barriers=1 + 2 * keys // 32,
+        simd_operations=(blocks + groups) * 4 * 2,
     )
 
 
@@ -275,14 +330,14 @@ def test_table_has_a_line_for_each_kind_of_dispatch():
     assert "M4 Max with 40 cores: predicted from counts, not measured" in lines[0]
     assert lines[1].split()[:3] == ["kernel", "times", "threadgroups"]
     assert lines[2].split()[:3] == ["stream", "2", "4096x1x1"]
-    assert lines[3].split()[:3] == ["matmul_tile", "1", "64x1x1"]
+    assert lines[3].split()[:3] == [gemm(512, 512, 512).kernel, "1", "64x1x1"]
     assert profiler.Profile([]).table("M1").splitlines()[0].startswith("0 dispatches, 0.0 us on M1 ")
 
 
 def test_json_has_every_count_and_prediction():
     p = profiler.Profile([stream(1 << 20), gemm(512, 512, 512)])
     entries = json.loads(p.json(["M1", "M5 Max"]))["dispatches"]
-    assert [entry["kernel"] for entry in entries] == ["stream", "matmul_tile"]
+    assert [entry["kernel"] for entry in entries] == ["stream", gemm(512, 512, 512).kernel]
     for entry, dispatch in zip(entries, p.dispatches, strict=True):
         for field in dataclasses.fields(dispatch):
             value = getattr(dispatch, field.name)
@@ -313,3 +368,38 @@ def test_plot_without_matplotlib_says_what_to_install(tmp_path, monkeypatch):
 
 def test_every_binding_term_has_a_colour():
     assert set(model.predict(counts(), find("M1")).terms) == set(roofline.COLOURS)
+
+
+def assert_counted(run, by_hand: profiler.Dispatch, inexact: set[str]) -> None:
+    """Asserts that the profiler counts what was worked out by hand, but for the fields named, which the compiler has a
+    say in."""
+    with simulator.profile() as p:
+        run()
+    [found] = p.dispatches
+    differ = {
+        field.name: (getattr(found, field.name), getattr(by_hand, field.name))
+        for field in dataclasses.fields(found)
+        if field.name not in inexact and getattr(found, field.name) != getattr(by_hand, field.name)
+    }
+    assert not differ
+
+
+COMPILERS = {"f32_flops", "f16_flops", "integer_operations", "instructions", "simd_instructions", "constant_read"}
+
+
+def test_the_profiler_counts_a_product_as_by_hand():
+    a, b = torch.ones(512, 64, dtype=torch.float16).to("mps"), torch.ones(64, 512, dtype=torch.float16).to("mps")
+    assert_counted(lambda: mpskernels.matmul(a, b), gemm(512, 512, 64), COMPILERS)
+
+
+def test_the_profiler_counts_a_norm_as_by_hand():
+    x, weight = torch.ones(5, 4096).to("mps"), torch.ones(4096).to("mps")
+    assert_counted(lambda: mpskernels.rms_norm(x, weight, 1e-6), rms_norm(5), COMPILERS | {"special"})
+
+
+def test_the_profiler_counts_attention_as_by_hand():
+    q = torch.ones(1, 2, 64, 64, dtype=torch.float16).to("mps")
+    k, v = (torch.ones(1, 2, 96, 64, dtype=torch.float16).to("mps") for _ in range(2))
+    accesses = {"device_accesses", "device_lines", "device_lines_ideal"}
+    accesses |= {"threadgroup_accesses", "bank_cycles", "bank_cycles_ideal"}
+    assert_counted(lambda: mpskernels.attention(q, k, v), attention(2, 64, 96), COMPILERS | accesses | {"special"})
