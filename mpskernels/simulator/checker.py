@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -13,13 +16,13 @@ from mpskernels.simulator import _simulator
 
 @dataclass(frozen=True)
 class Access:
-    """An access to memory, or a call that waits for other threads (kind "wait")."""
+    """An access to memory, a call that waits for other threads ("wait"), or another operation."""
 
     file: str
     line: int
     column: int
     function: str
-    kind: str  # "read", "write", "atomic" or "wait"
+    kind: str  # "read", "write", "atomic", "wait", "shift" or "division"
     threadgroup: tuple[int, int, int]  # its position in the grid
     thread: tuple[int, int, int]  # its position in the threadgroup
 
@@ -134,3 +137,22 @@ def compare_schedules(run: Callable[[], object], seeds: Iterable[int] = range(4)
                 text = f"schedule: result {number} depends on the order of threads: that of seed {seed} differs"
                 report.findings.append(Finding("schedule", "", "", text))
     return report
+
+
+def check_process() -> None:
+    """Checks all that this process runs from here on, as MPSK_CHECK=1 asks for.
+
+    At its end the process prints the findings, and then fails.
+    """
+    _simulator.watch(True, False, None)
+
+    def at_end() -> None:
+        report = Report()
+        report.collect()
+        if report.findings:
+            print(CheckError(report.findings), file=sys.stderr)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)
+
+    atexit.register(at_end)

@@ -4,6 +4,7 @@ A kernel is compiled to optimised IR with line tables; here
 
 - a load, store, atomic operation or copy asks the device for the address to use, naming its place in the source. What
   is plainly the thread's own memory is left alone. The pieces in which LLVM moves a vector are one access;
+- a shift tells by how much;
 - a 32-bit index with a product in it is worked out in 64 bits as well, and the access is told if they differ;
 - every basic block counts its passes, and a table says what one pass does;
 - before a thread waits for others, the device is told where it is.
@@ -37,6 +38,7 @@ _CAST = re.compile(rf"\s*{_NAME} = (zext|sext) (?:nneg )?i32 ({_NAME}) to i64")
 _ARITHMETIC = re.compile(
     rf"\s*{_NAME} = (add|sub|mul|shl|or disjoint) (?:nuw |nsw )*i32 ({_NAME}|-?\d+), ({_NAME}|-?\d+)(?=[, ]|$)"
 )
+_SHIFT = re.compile(rf'\s*%"?sh[lr]\.mask\S* = and i(\d+) ({_NAME}), (\d+)')  # clang keeps only the bits that count
 _SCALARS = {"half": 2, "bfloat": 2, "float": 4, "double": 8, "ptr": 8}
 _VECTOR = re.compile(r"<(\d+) x ([\w]+)>")
 
@@ -336,6 +338,12 @@ class Instrumenter:
             elif called == "mpsk_matrix_memory":
                 frame = self.places.user(debug) or self.places.user(f.debug) or ("", 0, 0, f.name)
                 replaced[i] = re.sub(r"ptr (noundef )?null\)", f"ptr {self._site(frame)})", line)
+            elif (m := _SHIFT.match(line)) and (frame := self.places.user(debug)):
+                amount, at = m[2], before.setdefault(i, [])
+                if m[1] != "64":
+                    amount = self._name()
+                    at.append(f"  {amount} = zext i{m[1]} {m[2]} to i64")
+                at.append(f"  call void @mpsk_shift(i64 {amount}, i64 {m[3]}, ptr {self._site(frame)})")
             elif m := _MEMORY.search(line):
                 self._copy(f, i, m[1], debug, entry, before, replaced)
 
@@ -506,6 +514,7 @@ _DECLARATIONS = [
     *(f"declare ptr @mpsk_{kind}(ptr, ptr)" for kind in ("read", "write", "atomic")),
     *(f"declare ptr @mpsk_{kind}_bytes(ptr, i64, ptr)" for kind in ("read", "write")),
     "declare void @mpsk_here(ptr)",
+    "declare void @mpsk_shift(i64, i64, ptr)",
     "declare ptr @mpsk_counters(ptr)",
 ]
 

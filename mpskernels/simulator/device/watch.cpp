@@ -411,7 +411,7 @@ void Observation::faulted(const Fault& fault) {
     Access access;
     access.kind = "wait";
     if (fault.line) {
-      access.kind = "read";
+      access.kind = "division";
       access.file = fault.file;
       access.line = fault.line;
     } else {
@@ -691,6 +691,14 @@ void* Observer::matrix(const void* pointer, size_t elements_per_row, size_t x, s
   return reinterpret_cast<void*>(base);
 }
 
+void Observer::shift(unsigned long amount, unsigned long most, const mpsk_site& site) {
+  if (amount <= most || !watch().check) return;
+  Access access = describe(AccessKind::read, site, *thread_);
+  access.kind = "shift";
+  finding("shift", "", "a shift by " + std::to_string(amount) + " of " + std::to_string(most + 1) + " bits", nullptr,
+          access);
+}
+
 // --- Counts ---
 
 bool Observer::log_is_full() const { return log_ && log_->lanes[thread_->lane].size() >= Log::limit; }
@@ -829,3 +837,6 @@ MPSK_KERNEL_API void* mpsk_matrix_memory(const void* memory, unsigned long eleme
 }
 MPSK_KERNEL_API void mpsk_here(const mpsk_site* site) { Worker::current()->observer()->here(site); }
 MPSK_KERNEL_API unsigned* mpsk_counters(mpsk_code* code) { return Worker::current()->observer()->counters(*code); }
+MPSK_KERNEL_API void mpsk_shift(unsigned long amount, unsigned long most, const mpsk_site* site) {
+  Worker::current()->observer()->shift(amount, most, *site);
+}

@@ -20,7 +20,7 @@
 namespace mpsk::device {
 
 struct Access {
-  std::string kind;  // "read", "write", "atomic"; "wait" of a call that waits for other threads
+  std::string kind;  // "read", "write", "atomic"; "wait" of a call that waits for other threads; "shift", "division"
   std::string file, function;
   unsigned line = 0, column = 0;
   mpsk_size threadgroup{}, thread{};
@@ -141,6 +141,7 @@ class Observer {
   void* access(void* pointer, AccessKind kind, size_t bytes, const mpsk_site& site);
   void* matrix(const void* pointer, size_t elements_per_row, size_t x, size_t y, unsigned element_size, bool transpose,
                bool write, const mpsk_site& site);
+  void shift(unsigned long amount, unsigned long most, const mpsk_site& site);
   unsigned* counters(mpsk_code& code);
   void here(const mpsk_site* site) { here_[thread_->index_in_threadgroup] = site; }
   const mpsk_site* where(const mpsk_thread& thread) const { return here_[thread.index_in_threadgroup]; }
