@@ -8,6 +8,8 @@ import sys
 import traceback
 from pathlib import Path
 
+import torch
+
 from mpskernels.simulator import check, chips, enable, profile, roofline
 
 
@@ -18,6 +20,7 @@ def run(script: str, arguments: list[str]) -> int:
     sys.path[0] = os.path.dirname(os.path.abspath(script))
     try:
         runpy.run_path(script, run_name="__main__")
+        torch.mps.synchronize()  # an error of a kernel is one of the script
     except SystemExit as left:
         if isinstance(left.code, str):
             print(left.code, file=sys.stderr)
@@ -34,7 +37,7 @@ def run_checked(script: str, arguments: list[str]) -> int:
         status = run(script, arguments)
     sys.stdout.flush()
     for finding in report.findings:
-        print(finding.text, end="\n\n")
+        print(finding, end="\n\n")
     print(f"mpskernels check: {len(report.findings) or 'no'} finding{'s' * (len(report.findings) != 1)}")
     return status or int(bool(report.findings))
 
