@@ -133,11 +133,12 @@ class Profile:
     def json(self, chips: Sequence[str | Chip] | None = None) -> str:
         """Every dispatch with its counts and, for each of `chips` (default: the simulated one), what is predicted."""
         chosen = [find(chip) for chip in chips or [None]]
-        entries = [
-            asdict(dispatch) | {"predicted": {chip.name: asdict(model.predict(dispatch, chip)) for chip in chosen}}
-            for dispatch in self.dispatches
-        ]
-        return json.dumps({"dispatches": entries}, indent=1)
+        kinds = {
+            dispatch: asdict(dispatch)
+            | {"predicted": {chip.name: asdict(model.predict(dispatch, chip)) for chip in chosen}}
+            for dispatch in set(self.dispatches)
+        }
+        return json.dumps({"dispatches": [kinds[dispatch] for dispatch in self.dispatches]}, indent=1)
 
     def plot(self, path: str | Path, chips: Sequence[str | Chip] | None = None) -> None:
         """Draws a roofline for each of `chips` (default: the simulated one) into the file `path`: a point for each kind

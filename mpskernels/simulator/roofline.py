@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ COLOURS = {
     "threadgroup": "tab:orange",
     "launch": "tab:gray",
 }  # of what binds
+NAMED = 16
 
 
 def require_matplotlib() -> None:
@@ -33,7 +35,8 @@ def require_matplotlib() -> None:
 
 
 def draw(dispatches: Sequence[Dispatch], path: str | Path, chips: Sequence[Chip]) -> None:
-    """Draws a panel for each chip into the file `path`, whose suffix names the format.
+    """Draws a panel for each chip into the file `path`, whose suffix names the format. Of the kinds of dispatches, the
+    `NAMED` that take the most time are numbered and named below.
 
     Raises:
         RuntimeError: matplotlib is not installed.
@@ -41,27 +44,31 @@ def draw(dispatches: Sequence[Dispatch], path: str | Path, chips: Sequence[Chip]
     require_matplotlib()
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.0 * len(chips), 5.5), layout="constrained")
-    kinds = [dispatch for dispatch in dict.fromkeys(dispatches) if dispatch.flops and dispatch.device_bytes_unique]
-    at = [dispatch.flops / dispatch.device_bytes_unique for dispatch in kinds]
-    low, high = min([0.1, *(x / 2 for x in at)]), max([1000.0, *(2 * x for x in at)])
+    kinds = Counter(d for d in dispatches if d.flops and d.device_bytes_unique)
+    intensity = {d: d.flops / d.device_bytes_unique for d in kinds}
+    low, high = min([0.1, *(x / 2 for x in intensity.values())]), max([5000.0, *(2 * x for x in intensity.values())])
+    named = min(len(kinds), NAMED)
+    figure = Figure(figsize=(7.0 * len(chips), 5.0 + 0.15 * named), layout="constrained")
     for axes, chip in zip(figure.subplots(1, len(chips), squeeze=False)[0], chips, strict=True):
+        slope = chip.stream_gb_per_s / 1e3
         roofs = {"ALU": chip.alu_tflops, "simdgroup_matrix": chip.matrix_tflops, "matmul2d": chip.tensor_tflops}
         for name, peak in roofs.items():
             if peak is not None:
-                ridge = 1e3 * peak / chip.stream_gb_per_s
-                axes.plot([low, ridge, high], [low * chip.stream_gb_per_s / 1e3, peak, peak], color="0.6", lw=1)
+                axes.plot([low, peak / slope, high], [low * slope, peak, peak], color="0.6", lw=1)
                 side = "top" if name == "simdgroup_matrix" else "bottom"  # it lies close below the ALUs' peak
                 axes.annotate(f"{name} {peak:.3g} TFLOP/s", (high, peak), ha="right", va=side, fontsize=8)
-        axes.annotate(f"DRAM {chip.stream_gb_per_s:.0f} GB/s", (low, low * chip.stream_gb_per_s / 1e3), fontsize=8)
-        for number, (dispatch, x) in enumerate(zip(kinds, at, strict=True), 1):
-            found = model.predict(dispatch, chip)
-            y = dispatch.flops / found.seconds / 1e12
-            label = f"{number} {dispatch.kernel}, {found.binds} binds"
-            axes.scatter([x], [y], color=COLOURS[found.binds], s=24, zorder=3, label=label)
-            axes.annotate(str(number), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        axes.annotate(f"  DRAM {chip.stream_gb_per_s:.0f} GB/s", (low, low * slope), fontsize=8)
+        found = {dispatch: model.predict(dispatch, chip) for dispatch in kinds}
+        by_time = sorted(kinds, key=lambda d: -kinds[d] * found[d].seconds)
+        for number, dispatch in enumerate(by_time, 1):
+            x, y = intensity[dispatch], dispatch.flops / found[dispatch].seconds / 1e12
+            binds = found[dispatch].binds
+            label = f"{number}  {dispatch.kernel}, {binds} binds" if number <= named else None
+            axes.scatter([x], [y], color=COLOURS[binds], s=24, zorder=3, label=label)
+            if label:
+                axes.annotate(str(number), (x, y), xytext=(3, -9), textcoords="offset points", fontsize=8)
         axes.set(xscale="log", yscale="log", xlabel="FLOP for each distinct byte", ylabel="TFLOP/s, predicted")
         axes.set_title(f"{chip.name}, {chip.gpu_cores} cores: a model, nothing measured")
-        if kinds:
-            axes.legend(fontsize=7, loc="lower right")
+        if named:
+            axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0.0, -0.12), frameon=False)
     figure.savefig(path, dpi=120)

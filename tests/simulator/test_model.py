@@ -403,3 +403,48 @@ def test_the_profiler_counts_attention_as_by_hand():
     accesses = {"device_accesses", "device_lines", "device_lines_ideal"}
     accesses |= {"threadgroup_accesses", "bank_cycles", "bank_cycles_ideal"}
     assert_counted(lambda: mpskernels.attention(q, k, v), attention(2, 64, 96), COMPILERS | accesses | {"special"})
+
+
+def launch() -> None:
+    mpskernels.rms_norm(torch.ones(2, 64).to("mps"))
+
+
+def test_profile_counts_its_block_alone_and_in_order():
+    launch()
+    with simulator.profile() as p:
+        launch()
+        mpskernels.matmul(torch.ones(3, 8).to("mps"), torch.ones(8, 5).to("mps"))
+        assert p.dispatches == []
+    launch()
+    assert [dispatch.kernel.split("_")[0] for dispatch in p.dispatches] == ["rms", "matmul"]
+    with simulator.profile() as again:
+        launch()
+    assert again.dispatches == p.dispatches[:1]
+
+
+def test_profile_is_not_nested_and_survives_an_exception():
+    p = profiler.Profile()
+
+    def fail() -> None:
+        with simulator.profile() as found:
+            p.dispatches = found.dispatches
+            launch()
+            with pytest.raises(RuntimeError, match="counting already"), simulator.profile():
+                pass
+            launch()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert len(p.dispatches) == 2
+    with simulator.profile() as p:
+        launch()
+    assert len(p.dispatches) == 1
+
+
+def test_profile_and_check_at_once():
+    with simulator.check() as report, simulator.profile() as p:
+        launch()
+    assert report.findings == []
+    assert len(p.dispatches) == 1
+    assert not any(simulator._simulator.watching()[:2])
