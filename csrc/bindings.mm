@@ -1,13 +1,18 @@
 // mpskernels._C: what Python needs besides torch.ops.mpsk. The ops are defined in their families' files, as
 // fragments of the library mpsk.
-#include <torch/csrc/Exceptions.h>
-#include <torch/csrc/utils/pybind.h>
+#include <ATen/core/Tensor.h>
 
 #include <optional>
 #include <tuple>
 #include <vector>
 
+#include "runtime/register.h"
 #include "runtime/runtime.h"
+
+#ifndef METAL_KERNEL
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/utils/pybind.h>
+#endif
 
 namespace mpsk {
 
@@ -37,8 +42,21 @@ auto takes_none(Result (*check)(Args...)) {
   return [check](const typename from_python<Args>::type&... args) { return check(from_python<Args>::get(args)...); };
 }
 
+template <class Def>
+void define_checks(const Def& def) {
+  def("check_attention", takes_none(mpsk::check_attention));
+  def("check_matmul", takes_none(mpsk::check_matmul));
+  def("check_rms_norm", takes_none(mpsk::check_rms_norm));
+}
+
 }  // namespace
 
+#ifdef METAL_KERNEL
+// Python's stable interface, which the Hub asks for, is too small for pybind11: there the checks are ops themselves.
+TORCH_LIBRARY_FRAGMENT(MPSK_NAMESPACE, m) {
+  define_checks([&m](const char* name, auto check) { m.def(name, check); });
+}
+#else
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   // Exceptions arrive as the Python ones that torch makes of its own.
   auto def = [&m](const char* name, auto function) { m.def(name, torch::wrap_pybind_function(function)); };
@@ -46,9 +64,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     m.def(name, torch::wrap_pybind_function_no_gil(function));
   };
 
-  def("check_attention", takes_none(mpsk::check_attention));
-  def("check_matmul", takes_none(mpsk::check_matmul));
-  def("check_rms_norm", takes_none(mpsk::check_rms_norm));
+  define_checks(def);
 
   // Whoever waits for the library's lock lets go of Python's: its holder may be compiling for long, or need Python.
   def_no_gil("set_metallib", mpsk::set_metallib);
@@ -65,3 +81,4 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   def_no_gil("device_name", [] { return mpsk::device().name; });
   def_no_gil("gpu_family", [] { return mpsk::device().family; });
 }
+#endif
