@@ -79,6 +79,7 @@ class Worker {
   bool release_simd(const Simdgroup& simdgroup);
   bool release_threadgroup();
   bool resume(const Simdgroup& simdgroup);
+  Fault fault_at(const char* kind, const std::string& message, const Lane& lane) const;
   [[noreturn]] void leave();
   void enter(Lane& lane);
   std::string describe(const Lane& lane) const;

@@ -413,7 +413,7 @@ void Observation::faulted(const Fault& fault) {
   finding.kind = fault.kind;
   finding.scope = fault.scope;
   finding.kernel = counts_.kernel;
-  finding.text = fault.what();
+  finding.text = fault.message;
   if (fault.site || fault.line) {
     Access access;
     access.kind = "wait";

@@ -85,6 +85,7 @@ void memory_read(const Elements& elements);
 struct Fault : Error {
   using Error::Error;
   std::string kind, scope;  // of the finding that it is under check; no kind: it is among them already
+  std::string message;      // without the kernel and the thread
   const mpsk_site* site = nullptr;
   std::string file;  // where there is no site
   unsigned line = 0;
