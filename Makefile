@@ -45,6 +45,7 @@ bench: build
 	$(PY) -m bench.table $(ARGS)
 
 bench-simulator: build
+	@.ci/system-packages $(PYTHON) oclgrind
 	$(PY) -m bench.bench_simulator
 
 macos-wheel: $(STAMP)-macos

@@ -106,7 +106,7 @@ class _Places:
             file = self._field(scope, "file")
             name = self._field(file, "filename") if file else ""
             folder = self._field(file, "directory") if file else ""
-            self.files[scope] = name if name.startswith("/") or not folder else f"{folder}/{name}"
+            self.files[scope] = name if name.startswith("/") or folder in ("", ".") else f"{folder}/{name}"
         return self.files[scope]
 
     def _function(self, scope: str) -> str:
