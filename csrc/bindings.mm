@@ -5,6 +5,7 @@
 
 #include <optional>
 #include <string_view>
+#include <tuple>
 #include <vector>
 
 #include "runtime/runtime.h"
@@ -68,6 +69,11 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   // Whoever waits for the library's lock lets go of Python's: its holder may be compiling for long, or need Python.
   def_no_gil("set_metallib", mpsk::set_metallib);
   def_no_gil("metallib_path", mpsk::metallib_path);
+  def_no_gil("set_cache_folder", mpsk::set_cache_folder);
+  def_no_gil("cache_report", [] {
+    const mpsk::CacheReport report = mpsk::cache_report();
+    return std::tuple(report.folder, report.usable, report.loaded, report.compiled, report.problem);
+  });
   def_no_gil("function_names", mpsk::function_names);
   def_no_gil("pipelines", mpsk::pipeline_labels);
   def("launches", mpsk::launches);

@@ -8,6 +8,7 @@ package puts behind torch's `mps` device; see `mpskernels.simulator`.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -33,6 +34,19 @@ def _load() -> None:
     from mpskernels import _C
 
     _C.set_metallib(str(_HERE / ("mpskernels.metallib" if built["metallib"] else "metal")))
+    _C.set_cache_folder(_cache_folder())
+
+
+def _cache_folder() -> str:
+    """The user's folder for what can be made again, as the system has it; empty where there is no home."""
+    try:
+        if sys.platform == "darwin":
+            base = Path.home() / "Library" / "Caches"
+        else:
+            base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return ""
+    return str(base / "mpskernels")
 
 
 _load()

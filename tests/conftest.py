@@ -9,6 +9,8 @@ import cases
 
 import mpskernels  # noqa: F401  (its device must exist before the tests make tensors)
 
+pytest_plugins = ["mpskernels.pytest_plugin"]
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):

@@ -9,6 +9,7 @@
 
 #include "runtime/metal.h"
 #include "runtime/pipeline.h"
+#include "runtime/pipeline_cache.h"
 #include "runtime/runtime.h"
 
 namespace mpsk {
@@ -26,18 +27,17 @@ struct State {
   std::string path;
   std::vector<Library> libraries;
   std::map<std::string, std::shared_ptr<const Pipeline>> pipelines;
+  PipelineCache cache;
 };
+
+// Sources are compiled as the metallib is: its language, and fast math, which is not the default of every version.
+constexpr MTLLanguageVersion kLanguage = MTLLanguageVersion3_1;
+constexpr BOOL kFastMath = YES;
 
 State& state() {
   static State* const instance = new State;  // never destroyed: Metal may be gone when the process ends
   return *instance;
 }
-
-std::string message(NSError* error) {
-  return error == nil ? "no reason given" : [[error localizedDescription] UTF8String];
-}
-
-NSString* ns_string(const std::string& text) { return [NSString stringWithUTF8String:text.c_str()]; }
 
 // In what follows the caller holds the mutex and an autorelease pool.
 
@@ -70,10 +70,9 @@ id<MTLLibrary> open(Library& library) {
     library.opened = Retained<id<MTLLibrary>>([metal_device() newLibraryWithURL:url error:&error]);
     TORCH_CHECK(library.opened, "mpsk: cannot open the metallib ", library.path, ": ", message(error));
   } else {
-    // As the metallib is compiled: its language, and fast math, which is not the default of every version.
     Retained<MTLCompileOptions*> options([[MTLCompileOptions alloc] init]);
-    [options.get() setLanguageVersion:MTLLanguageVersion3_1];
-    [options.get() setFastMathEnabled:YES];
+    [options.get() setLanguageVersion:kLanguage];
+    [options.get() setFastMathEnabled:kFastMath];
     library.opened = Retained<id<MTLLibrary>>([metal_device() newLibraryWithSource:library.source.get()
                                                                            options:options.get()
                                                                              error:&error]);
@@ -102,8 +101,10 @@ std::shared_ptr<const Pipeline> create(State& s, const std::string& name, const 
   }
   NSError* error = nil;
   Retained<id<MTLFunction>> function;
+  NSString* source = nil;
   for (Library& library : libraries(s)) {
     if (function || !may_hold(library, name)) continue;
+    source = library.source.get();
     function = Retained<id<MTLFunction>>([open(library) newFunctionWithName:ns_string(name)
                                                              constantValues:values.get()
                                                                       error:&error]);
@@ -112,10 +113,13 @@ std::shared_ptr<const Pipeline> create(State& s, const std::string& name, const 
   Retained<MTLComputePipelineDescriptor*> descriptor([[MTLComputePipelineDescriptor alloc] init]);
   [descriptor.get() setLabel:ns_string(label)];
   [descriptor.get() setComputeFunction:function.get()];
-  Retained<id<MTLComputePipelineState>> pso([metal_device() newComputePipelineStateWithDescriptor:descriptor.get()
-                                                                                          options:MTLPipelineOptionNone
-                                                                                       reflection:nullptr
-                                                                                            error:&error]);
+  Retained<id<MTLComputePipelineState>> pso;
+  if (source == nil) {
+    pso = new_pipeline_state(descriptor.get(), MTLPipelineOptionNone, &error);
+  } else {
+    const std::string decides = c10::str(kLanguage, ' ', int{kFastMath}, ' ', label, '\n', [source UTF8String]);
+    pso = s.cache.create(descriptor.get(), name, decides, &error);
+  }
   TORCH_CHECK(pso, "mpsk: cannot create the pipeline ", label, ": ", message(error));
   return std::make_shared<const Pipeline>(label, std::move(pso));
 }
@@ -134,6 +138,18 @@ std::string metallib_path() {
   State& s = state();
   std::lock_guard lock(s.mutex);
   return s.path;
+}
+
+void set_cache_folder(const std::string& path) {
+  State& s = state();
+  std::lock_guard lock(s.mutex);
+  s.cache.set_folder(path);
+}
+
+CacheReport cache_report() {
+  State& s = state();
+  std::lock_guard lock(s.mutex);
+  return s.cache.report();
 }
 
 std::vector<std::string> function_names() {

@@ -3,6 +3,7 @@
 
 #import <Metal/Metal.h>
 
+#include <string>
 #include <utility>
 
 namespace mpsk {
@@ -27,5 +28,10 @@ class Retained {
 };
 
 id<MTLDevice> metal_device();
+
+inline NSString* ns_string(const std::string& text) { return [NSString stringWithUTF8String:text.c_str()]; }
+inline std::string message(NSError* error) {
+  return error == nil ? "no reason given" : [[error localizedDescription] UTF8String];
+}
 
 }  // namespace mpsk
