@@ -24,6 +24,11 @@ void check_gated_linear(const char* op, const at::Tensor& x, const at::Tensor& w
                         std::string_view activation);
 void check_gated_linear_backward(const at::Tensor& grad, const at::Tensor& gate, const at::Tensor& up,
                                  std::string_view activation);
+void check_grouped_matmul(const at::Tensor& x, const at::Tensor& w, const at::Tensor& offsets,
+                          const std::optional<at::Tensor>& indices);
+void check_grouped_matmul_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& offsets,
+                                   const std::optional<at::Tensor>& indices);
+void check_grouped_matmul_scatter(const at::Tensor& rows, const at::Tensor& indices, c10::SymInt count);
 void check_add_matmuls(const at::Tensor& a, const at::Tensor& b, const at::Tensor& second_a,
                        const at::Tensor& second_b);
 void check_rms_norm(const at::Tensor& x, const std::optional<at::Tensor>& weight, double eps);
@@ -61,6 +66,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   def("check_add_matmuls", takes_none(mpsk::check_add_matmuls));
   def("check_gated_linear", takes_none(mpsk::check_gated_linear));
   def("check_gated_linear_backward", takes_none(mpsk::check_gated_linear_backward));
+  def("check_grouped_matmul", takes_none(mpsk::check_grouped_matmul));
+  def("check_grouped_matmul_backward", takes_none(mpsk::check_grouped_matmul_backward));
+  def("check_grouped_matmul_scatter", takes_none(mpsk::check_grouped_matmul_scatter));
   def("check_linear", takes_none(mpsk::check_linear));
   def("check_linear_backward", takes_none(mpsk::check_linear_backward));
   def("check_matmul", takes_none(mpsk::check_matmul));

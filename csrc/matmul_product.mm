@@ -114,11 +114,11 @@ at::Tensor launch_product(const matmul_product& product) {
   const bool gated = product.second_b.defined() && !product.second_a.defined();
   const bool grouped = product.offsets.defined(), grouped_rows = grouped && !product.grouped_k;
 
-  const int64_t n_axis = product.b_transposed ? 2 : 1, k_axis = product.b_transposed ? 1 : 2;
-  extent a_m = axis(a, 2), a_k = axis(a, 1), b_k = axis(b, k_axis), b_n = axis(b, n_axis);
+  const int64_t m_axis = product.a_transposed ? 1 : 2, n_axis = product.b_transposed ? 2 : 1;
+  extent a_m = axis(a, m_axis), a_k = axis(a, 3 - m_axis), b_k = axis(b, 3 - n_axis), b_n = axis(b, n_axis);
   extent second_k{}, second_n{};
   if (product.second_b.defined()) {
-    second_k = axis(product.second_b, k_axis);
+    second_k = axis(product.second_b, 3 - n_axis);
     second_n = axis(product.second_b, n_axis);
   }
   if (product.indices.defined()) (product.grouped_k ? a_k : a_m).size = product.indices.size(0);
@@ -181,8 +181,12 @@ at::Tensor launch_product(const matmul_product& product) {
     b_vectors &= takes_vectors(product.second_b, b_along_k ? second_k : second_n, b_along_k ? second_n : second_k,
                                &batch_dim::b_stride);
   }
-  if (grouped_rows) b_vectors &= b.stride(0) % alignment == 0;
-  if (product.grouped_k) {  // a group begins anywhere along k
+  // A group begins anywhere along m, or along k.
+  if (grouped_rows) {
+    a_vectors &= !a_along_m;
+    b_vectors &= b.stride(0) % alignment == 0;
+  }
+  if (product.grouped_k) {
     a_vectors &= a_along_m;
     b_vectors &= !b_along_k;
   }
@@ -191,7 +195,7 @@ at::Tensor launch_product(const matmul_product& product) {
                                .cores = device().cores,
                                .bytes = bytes,
                                .b_along_k = b_along_k,
-                               .m = grouped_rows ? matmul_ceil_div(a_m.size, groups) : a_m.size,
+                               .m = grouped_rows ? matmul_ceil_div(a_m.size, std::max<int64_t>(groups, 1)) : a_m.size,
                                .n = b_n.size,
                                .k = product.grouped_k ? a_k.size / groups : a_k.size,
                                .batch = grouped_rows ? groups : batch,
@@ -210,37 +214,36 @@ at::Tensor launch_product(const matmul_product& product) {
   require_supported(tiles_n <= max_tiles / tiles_m, op, "expected at most ", max_tiles, " tiles of ", kernel.bm, "x",
                     kernel.bn, " in a product, got ", tiles_m, " x ", tiles_n);
 
-  matmul_params params{
-      .m = static_cast<uint64_t>(a_m.size),
-      .n = static_cast<uint64_t>(b_n.size),
-      .k = static_cast<uint64_t>(a_k.size),
-      .k_per_split = static_cast<uint64_t>(k_per_split),
-      .a_stride_m = a_m.stride,
-      .a_stride_k = a_k.stride,
-      .b_stride_k = b_k.stride,
-      .b_stride_n = b_n.stride,
-      .second_b_stride_k = second_k.stride,
-      .second_b_stride_n = second_n.stride,
-      .out_stride_m = out_m.stride,
-      .out_stride_n = out_n.stride,
-      .bias_stride_m = bias_m.stride,
-      .bias_stride_n = bias_n.stride,
-      .residual_stride_m = residual_m.stride,
-      .residual_stride_n = residual_n.stride,
-      .a_batch_strides = {},
-      .b_batch_strides = {},
-      .residual_batch_strides = {},
-      .batch_sizes = {},
-      .batch_dims = static_cast<uint32_t>(dims.size()),
-      .batch = static_cast<uint32_t>(batch),
-      .splits = static_cast<uint32_t>(splits),
-      .tiles_m = static_cast<uint32_t>(tiles_m),
-      .tiles_n = static_cast<uint32_t>(tiles_n),
-      .band = band,
-      .activation = product.activation,
-      .groups = static_cast<uint32_t>(groups),
-      .a_rows = static_cast<uint32_t>(product.indices.defined() ? (product.grouped_k ? a.size(1) : a.size(0)) : 0),
-      .padding = 0};
+  matmul_params params{.m = static_cast<uint64_t>(a_m.size),
+                       .n = static_cast<uint64_t>(b_n.size),
+                       .k = static_cast<uint64_t>(a_k.size),
+                       .k_per_split = static_cast<uint64_t>(k_per_split),
+                       .a_stride_m = a_m.stride,
+                       .a_stride_k = a_k.stride,
+                       .b_stride_k = b_k.stride,
+                       .b_stride_n = b_n.stride,
+                       .second_b_stride_k = second_k.stride,
+                       .second_b_stride_n = second_n.stride,
+                       .out_stride_m = out_m.stride,
+                       .out_stride_n = out_n.stride,
+                       .bias_stride_m = bias_m.stride,
+                       .bias_stride_n = bias_n.stride,
+                       .residual_stride_m = residual_m.stride,
+                       .residual_stride_n = residual_n.stride,
+                       .a_batch_strides = {},
+                       .b_batch_strides = {},
+                       .residual_batch_strides = {},
+                       .batch_sizes = {},
+                       .batch_dims = static_cast<uint32_t>(dims.size()),
+                       .batch = static_cast<uint32_t>(batch),
+                       .splits = static_cast<uint32_t>(splits),
+                       .tiles_m = static_cast<uint32_t>(tiles_m),
+                       .tiles_n = static_cast<uint32_t>(tiles_n),
+                       .band = band,
+                       .activation = product.activation,
+                       .groups = static_cast<uint32_t>(groups),
+                       .a_rows = static_cast<uint32_t>(product.indices.defined() ? a.size(0) : 0),
+                       .padding = 0};
   std::ranges::reverse(dims);
   for (size_t d = 0; d < dims.size(); ++d) {
     params.a_batch_strides[d] = dims[d].a_stride;

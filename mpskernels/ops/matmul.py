@@ -94,6 +94,37 @@ def gated_linear(
     return torch.ops.mpsk.gated_linear(x, w_gate, w_up, activation=activation)
 
 
+def grouped_matmul(
+    x: torch.Tensor, w: torch.Tensor, offsets: torch.Tensor, indices: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The rows of each group times the matrix of that group, all groups in one launch: the experts of a mixture.
+
+    Args:
+        x: `(rows, k)`, sorted by group; or, with indices, `(tokens, k)`.
+        w: `(groups, k, n)`.
+        offsets: `(groups,)`, int32: group g is the rows from `offsets[g - 1]`, or 0, up to `offsets[g]`, as in
+            `torch.nn.functional.grouped_mm`. Groups may be empty. Offsets are read on the device, unchecked: they must
+            not decrease; outside of 0 to rows they count as the nearer of the two.
+        indices: `(rows,)`, int32: row r is `x[indices[r]]`, read in place. A row outside of x is zeros.
+
+    x and w are float32, float16 or bfloat16, of the same dtype; all are on `mps`. Any strides of x and w are read in
+    place, and sizes may be 0. `torch.autocast` casts x and w.
+
+    Returns:
+        `(rows, n)`, contiguous, in the dtype of `x`; zeros for rows after the last group. Summed in float32 and rounded
+        once. The same call gives the same bits every time. Differentiable in reverse mode, once.
+
+    Raises:
+        ValueError: a tensor that is not on `mps`, or not on the device of `x` (all on `meta` gives the shape alone),
+            sizes that do not match, 2^31 rows.
+        TypeError: None for a tensor that is needed, another dtype, or several dtypes.
+        NotImplementedError: a larger grid than the kernels take; a tensor that is sparse, nested or otherwise not
+            dense; a gradient in forward mode, or of the gradient.
+        RuntimeError: what is no tensor at all; the library of kernels cannot be read.
+    """
+    return torch.ops.mpsk.grouped_matmul(x, w, offsets, indices)
+
+
 @torch.library.register_fake("mpsk::matmul")
 def _(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     sizes = _C.check_matmul(a, b)
@@ -267,3 +298,36 @@ def _gated_linear_backward(ctx, grad: torch.Tensor, *_) -> tuple[torch.Tensor | 
 torch.library.register_autograd(
     "mpsk::gated_linear_saving", _gated_linear_backward, setup_context=_gated_linear_setup_context
 )
+
+
+@torch.library.register_fake("mpsk::grouped_matmul")
+def _(x: torch.Tensor, w: torch.Tensor, offsets: torch.Tensor, indices: torch.Tensor | None = None) -> torch.Tensor:
+    _C.check_grouped_matmul(x, w, offsets, indices)
+    return x.new_empty([(x if indices is None else indices).shape[0], w.shape[2]])
+
+
+@torch.library.register_fake("mpsk::grouped_matmul_backward")
+def _(grad: torch.Tensor, x: torch.Tensor, offsets: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
+    _C.check_grouped_matmul_backward(grad, x, offsets, indices)
+    return x.new_empty([offsets.shape[0], x.shape[1], grad.shape[1]])
+
+
+@torch.library.register_fake("mpsk::grouped_matmul_scatter")
+def _(rows: torch.Tensor, indices: torch.Tensor, count: int) -> torch.Tensor:
+    _C.check_grouped_matmul_scatter(rows, indices, count)
+    return rows.new_empty([count, rows.shape[1]])
+
+
+def _grouped_matmul_backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    x, w, offsets, indices = ctx.saved_tensors
+    of_x = of_w = None
+    if ctx.needs_input_grad[0]:
+        of_x = torch.ops.mpsk.grouped_matmul(grad, w.mT, offsets)
+        if indices is not None:
+            of_x = torch.ops.mpsk.grouped_matmul_scatter(of_x, indices, x.shape[0])
+    if ctx.needs_input_grad[1]:
+        of_w = torch.ops.mpsk.grouped_matmul_backward(grad, x, offsets, indices)
+    return of_x, of_w, None, None
+
+
+torch.library.register_autograd("mpsk::grouped_matmul", _grouped_matmul_backward, setup_context=_save_inputs)
