@@ -78,6 +78,7 @@ template <typename T, int bm, int bn, int bk, int wm, int wn, int packs, int pro
     const device int* indices [[buffer(matmul_buffer_indices), function_constant(is_gathered)]],
     uint3 group [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]], uint simd_index [[simdgroup_index_in_threadgroup]]) {
+  const bool is_grouped = has_offsets && !is_grouped_k;
   static_assert(packs == 1 || wm * wn == 1, "a pack is the work of one simdgroup");
   constexpr int threads = packs == 1 ? 32 * wm * wn : 32;
   constexpr int row_frags = bm / wm / frag_size;  // fragments of a simdgroup

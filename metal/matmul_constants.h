@@ -20,7 +20,6 @@ constant bool has_offsets [[function_constant(matmul_constant_offsets)]];
 constant bool is_grouped_k [[function_constant(matmul_constant_grouped_k)]];
 constant bool is_gathered [[function_constant(matmul_constant_gathered)]];
 constant bool is_gated [[function_constant(matmul_constant_gated)]];
-constant bool is_grouped = has_offsets && !is_grouped_k;
 
 namespace mpsk {
 namespace {  // what uses function constants belongs to its file, as they do
