@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import DTYPE_IDS, assert_accurate, assert_rejected, dtypes, in_threads, random, to_mps
+from cases import DTYPE_IDS, assert_accurate, assert_rejected, dtypes, in_threads, random, to_mps, worst_error
 
 import mpskernels
 from mpskernels import _C
@@ -481,3 +481,37 @@ def test_matmul_compiles_once_for_all_sizes():
         a, b = to_mps((random(batch, m, k), random(batch, n, k, seed=1)))
         assert torch.equal(compiled(a, b).cpu(), mpskernels.matmul(a, b.transpose(-1, -2)).cpu())
     assert len(graphs) == 1
+
+
+@dtypes
+@pytest.mark.parametrize(("m", "n", "k"), [(64, 96, 1024), (3, 200, 1024), (33, 33, 200)])
+def test_matmul_is_as_accurate_as_float32_sums(dtype, m, n, k):
+    """Against fp64, in ULPs of the output: no worse than stock torch in half and bfloat, whose sums are float32 too; in
+    float32, than a plain sum in the order of k. A CPU's BLAS adds up dozens of partial sums and may be better still."""
+    a, b = random(m, k, dtype=dtype), random(k, n, dtype=dtype, seed=1)
+    expected = a.double() @ b.double()
+    if dtype == torch.float32:
+        stock = torch.zeros(m, n)
+        for i in range(k):
+            stock += a[:, i : i + 1] * b[i]
+        scale = a.double().abs() @ b.double().abs()
+    else:
+        stock, scale = a @ b, torch.exp2(torch.floor(torch.log2(expected.abs())))
+    out = mpskernels.matmul(*to_mps((a, b)))
+    assert_accurate(out, expected, scale=scale, allowed=1.25 * worst_error(stock, expected, scale))
+    ours, theirs = (((t.cpu().double() - expected) / scale).square().mean().sqrt() for t in (out, stock))
+    assert ours <= 1.02 * theirs
+
+
+@pytest.mark.slow
+def test_matmul_writes_past_2_to_the_31_elements():
+    rows = 2**25 + 1  # of 64 columns: 64 outputs more than 2^31, 4.3 GB
+    a = torch.zeros(rows, 2, dtype=torch.float16, device="mps")
+    a[0], a[2**24], a[-1] = 1, 2, 3
+    b = to_mps(random(2, 64, dtype=torch.float16))
+    out = mpskernels.matmul(a, b)
+    expected = b.cpu().float().sum(0).half()
+    for row, factor in ((0, 1), (2**24, 2), (rows - 1, 3)):
+        torch.testing.assert_close(out[row].cpu(), expected * factor, rtol=2e-3, atol=2e-3)
+    assert not out[1:1000].cpu().any()
+    assert not out[-1000:-1].cpu().any()
