@@ -59,12 +59,17 @@ struct matmul_result {
 
   // The same for columns `column`, which is even, and the next.
   void store(float2 left, float2 right, ulong row, ulong column) const {
-    if (!is_partial && pairs) {
-      const float2 both = float2(finish(left, row, column), finish(right, row, column + 1));
-      *(device vec<T, 2>*)(end.out + end.out_strides.at(row, column)) = vec<T, 2>(both);
-    } else {
+    if (!pairs) {
       store(left, row, column);
       store(right, row, column + 1);
+    } else if (is_partial) {
+      *(device float2*)(partials + row * n + column) = float2(left[0], right[0]);
+      if (is_gated) {
+        *(device float2*)(partials + row * n + column + partials_step) = float2(left[1], right[1]);
+      }
+    } else {
+      const float2 both = float2(finish(left, row, column), finish(right, row, column + 1));
+      *(device vec<T, 2>*)(end.out + end.out_strides.at(row, column)) = vec<T, 2>(both);
     }
   }
 
@@ -103,7 +108,7 @@ matmul_result<T> result_at(device T* out, device float* partials, const device T
     result.partials += (ulong(split) * (is_gated ? 2 : 1) * p.batch + batch) * product;
   }
   result.n = p.n;
-  result.pairs = p.out_stride_n == 1 && p.out_stride_m % 2 == 0;
+  result.pairs = p.n % 2 == 0 && (is_partial || p.out_stride_n == 1);
   return result;
 }
 

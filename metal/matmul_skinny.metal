@@ -12,20 +12,21 @@
 using namespace metal;
 using namespace mpsk;
 
-// Consecutive elements as they were loaded, 16 bytes of them; fp32 on request. A bfloat becomes a float by a shift, on
-// chips without instructions for it as well.
+// Consecutive elements as they were loaded, 16 bytes of them; fp32 on request, four at a time. A bfloat becomes a float
+// by a shift, on chips without instructions for it as well.
 template <typename T>
 struct chunk {
   uint4 raw;
-  float operator[](int i) const { return float(as_type<vec<T, 2>>(raw[i / 2])[i % 2]); }
+  float4 four(int i) const { return float4(as_type<vec<T, 4>>(i == 0 ? raw.xy : raw.zw)); }
 };
 template <>
-inline float chunk<float>::operator[](int i) const {
-  return as_type<float>(raw[i]);
+inline float4 chunk<float>::four(int) const {
+  return as_type<float4>(raw);
 }
 template <>
-inline float chunk<bfloat>::operator[](int i) const {
-  return as_type<float>(i % 2 == 0 ? raw[i / 2] << 16 : raw[i / 2] & 0xffff0000u);
+inline float4 chunk<bfloat>::four(int i) const {
+  const uint2 pairs = i == 0 ? raw.xy : raw.zw;
+  return as_type<float4>(uint4(pairs.x << 16, pairs.x & 0xffff0000u, pairs.y << 16, pairs.y & 0xffff0000u));
 }
 
 // matmul_skinny_k: for b whose shorter stride is that of k. A simdgroup walks matmul_skinny_columns columns of b along
@@ -81,8 +82,13 @@ template <typename T, int rows, int products>
 #pragma clang loop unroll(full)
         for (int r = 0; r < rows; ++r) {
 #pragma clang loop unroll(full)
-          for (int i = 0; i < vector; ++i) {
-            sums[product][r][c] = fma(left[r][i], right[i], sums[product][r][c]);
+          for (int i = 0; i < vector / 4; ++i) {
+            const float4 x = left[r].four(i), y = right.four(i);
+            float sum = sums[product][r][c];
+            sum = fma(x[0], y[0], sum);
+            sum = fma(x[1], y[1], sum);
+            sum = fma(x[2], y[2], sum);
+            sums[product][r][c] = fma(x[3], y[3], sum);
           }
         }
       }
@@ -157,32 +163,32 @@ template <typename T, int rows>
   const int first = int(lane % 8) * (b_vectors ? vector : 1);
   const int step = b_vectors ? 1 : 8;
   const bool whole = b_vectors && first + vector <= column_count;
-  float sums[rows][vector] = {};
+  float4 sums[rows][vector / 4] = {};
   for (ulong k = k_begin + simd_index * 4 + lane / 8; k < k_end; k += simdgroups * 4) {
     const device T* source = b + long(k) * p.b_stride_k;
-    float right[vector];
+    float4 right[vector / 4];
     if (whole) {
       chunk<T> loaded;
       loaded.raw = *(const device uint4*)(source + first);
 #pragma clang loop unroll(full)
-      for (int i = 0; i < vector; ++i) {
-        right[i] = loaded[i];
+      for (int i = 0; i < vector / 4; ++i) {
+        right[i] = loaded.four(i);
       }
     } else {
 #pragma clang loop unroll(full)
       for (int i = 0; i < vector; ++i) {
         const int c = first + i * step;
-        right[i] = 0.0f;
+        right[i / 4][i % 4] = 0.0f;
         if (c < column_count) {
-          right[i] = float(source[c * p.b_stride_n]);
+          right[i / 4][i % 4] = float(source[c * p.b_stride_n]);
         }
       }
     }
 #pragma clang loop unroll(full)
     for (int r = 0; r < rows; ++r) {
-      const float left = float(a[long(min(ulong(r), p.m - 1)) * p.a_stride_m + long(k) * p.a_stride_k]);
+      const float4 left = float(a[long(min(ulong(r), p.m - 1)) * p.a_stride_m + long(k) * p.a_stride_k]);
 #pragma clang loop unroll(full)
-      for (int i = 0; i < vector; ++i) {
+      for (int i = 0; i < vector / 4; ++i) {
         sums[r][i] = fma(left, right[i], sums[r][i]);
       }
     }
@@ -191,7 +197,7 @@ template <typename T, int rows>
   for (int r = 0; r < rows; ++r) {
 #pragma clang loop unroll(full)
     for (int i = 0; i < vector; ++i) {
-      float sum = sums[r][i];
+      float sum = sums[r][i / 4][i % 4];
       sum += simd_shuffle_xor(sum, ushort(8));
       sum += simd_shuffle_xor(sum, ushort(16));
       if (lane < 8) {

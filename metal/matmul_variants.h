@@ -17,16 +17,16 @@
   X(f16, half, 32, 64, 16, 1, 2)    \
   X(f16, half, 32, 32, 32, 2, 2)    \
   X(f16, half, 32, 32, 16, 2, 2)    \
-  X(f16, half, 16, 64, 32, 1, 4)    \
-  X(f16, half, 8, 64, 32, 1, 4)     \
+  X(f16, half, 16, 64, 64, 1, 4)    \
+  X(f16, half, 8, 64, 64, 1, 4)     \
   X(bf16, bfloat, 64, 64, 16, 2, 2) \
   X(bf16, bfloat, 64, 64, 16, 1, 2) \
   X(bf16, bfloat, 64, 32, 32, 2, 2) \
   X(bf16, bfloat, 32, 64, 16, 1, 2) \
   X(bf16, bfloat, 32, 32, 32, 2, 2) \
   X(bf16, bfloat, 32, 32, 16, 2, 2) \
-  X(bf16, bfloat, 16, 64, 32, 1, 4) \
-  X(bf16, bfloat, 8, 64, 32, 1, 4)
+  X(bf16, bfloat, 16, 64, 64, 1, 4) \
+  X(bf16, bfloat, 8, 64, 64, 1, 4)
 
 // The same with two products of one a, named matmul_gated_...
 #define MATMUL_GATED_VARIANTS(X)    \
@@ -35,10 +35,10 @@
   X(f32, float, 8, 32, 32, 1, 4)    \
   X(f16, half, 64, 32, 16, 2, 2)    \
   X(f16, half, 32, 32, 16, 2, 2)    \
-  X(f16, half, 8, 32, 32, 1, 4)     \
+  X(f16, half, 8, 32, 64, 1, 4)     \
   X(bf16, bfloat, 64, 32, 16, 2, 2) \
   X(bf16, bfloat, 32, 32, 16, 2, 2) \
-  X(bf16, bfloat, 8, 32, 32, 1, 4)
+  X(bf16, bfloat, 8, 32, 64, 1, 4)
 
 // X(dtype, Metal type, bm, bn, bk, packs): a simdgroup each for `packs` products of a batch, named
 // matmul_packed_<dtype>_bm<bm>_bn<bn>_bk<bk>
