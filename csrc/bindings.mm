@@ -1,14 +1,20 @@
 // mpskernels._C: what Python needs besides torch.ops.mpsk. The ops are defined in their families' files, as
 // fragments of the library mpsk.
-#include <torch/csrc/Exceptions.h>
-#include <torch/csrc/utils/pybind.h>
+#include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <string>
 #include <string_view>
 #include <tuple>
 #include <vector>
 
+#include "runtime/register.h"
 #include "runtime/runtime.h"
+
+#ifndef METAL_KERNEL
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/utils/pybind.h>
+#endif
 
 namespace mpsk {
 
@@ -16,11 +22,12 @@ namespace mpsk {
 void check_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool is_causal,
                      std::optional<double> scale);
 std::vector<c10::SymInt> check_matmul(const at::Tensor& a, const at::Tensor& b);
-void check_linear(const char* op, const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                  std::string_view activation, const std::optional<at::Tensor>& residual);
+void check_linear(const std::string& op, const at::Tensor& x, const at::Tensor& weight,
+                  const std::optional<at::Tensor>& bias, std::string_view activation,
+                  const std::optional<at::Tensor>& residual);
 void check_linear_backward(const at::Tensor& grad, const std::optional<at::Tensor>& preactivation,
                            std::string_view activation, bool bias);
-void check_gated_linear(const char* op, const at::Tensor& x, const at::Tensor& w_gate, const at::Tensor& w_up,
+void check_gated_linear(const std::string& op, const at::Tensor& x, const at::Tensor& w_gate, const at::Tensor& w_up,
                         std::string_view activation);
 void check_gated_linear_backward(const at::Tensor& grad, const at::Tensor& gate, const at::Tensor& up,
                                  std::string_view activation);
@@ -53,15 +60,8 @@ auto takes_none(Result (*check)(Args...)) {
   return [check](const typename from_python<Args>::type&... args) { return check(from_python<Args>::get(args)...); };
 }
 
-}  // namespace
-
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-  // Exceptions arrive as the Python ones that torch makes of its own.
-  auto def = [&m](const char* name, auto function) { m.def(name, torch::wrap_pybind_function(function)); };
-  auto def_no_gil = [&m](const char* name, auto function) {
-    m.def(name, torch::wrap_pybind_function_no_gil(function));
-  };
-
+template <class Def>
+void define_checks(const Def& def) {
   def("check_attention", takes_none(mpsk::check_attention));
   def("check_add_matmuls", takes_none(mpsk::check_add_matmuls));
   def("check_gated_linear", takes_none(mpsk::check_gated_linear));
@@ -73,6 +73,24 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   def("check_linear_backward", takes_none(mpsk::check_linear_backward));
   def("check_matmul", takes_none(mpsk::check_matmul));
   def("check_rms_norm", takes_none(mpsk::check_rms_norm));
+}
+
+}  // namespace
+
+#ifdef METAL_KERNEL
+// Python's stable interface, which the Hub asks for, is too small for pybind11: there the checks are ops themselves.
+TORCH_LIBRARY_FRAGMENT(MPSK_NAMESPACE, m) {
+  define_checks([&m](const char* name, auto check) { m.def(name, check); });
+}
+#else
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  // Exceptions arrive as the Python ones that torch makes of its own.
+  auto def = [&m](const char* name, auto function) { m.def(name, torch::wrap_pybind_function(function)); };
+  auto def_no_gil = [&m](const char* name, auto function) {
+    m.def(name, torch::wrap_pybind_function_no_gil(function));
+  };
+
+  define_checks(def);
 
   // Whoever waits for the library's lock lets go of Python's: its holder may be compiling for long, or need Python.
   def_no_gil("set_metallib", mpsk::set_metallib);
@@ -89,3 +107,4 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   def_no_gil("device_name", [] { return mpsk::device().name; });
   def_no_gil("gpu_family", [] { return mpsk::device().family; });
 }
+#endif

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <string>
 #include <string_view>
 #include <tuple>
 #include <vector>
@@ -70,8 +71,9 @@ std::vector<c10::SymInt> check_matmul(const at::Tensor& a, const at::Tensor& b) 
   return sizes;
 }
 
-void check_linear(const char* op, const at::Tensor& x, const at::Tensor& weight, const optional_tensor& bias,
-                  std::string_view activation, const optional_tensor& residual) {
+void check_linear(const std::string& op_name, const at::Tensor& x, const at::Tensor& weight,
+                  const optional_tensor& bias, std::string_view activation, const optional_tensor& residual) {
+  const char* op = op_name.c_str();
   const Arg x_arg{op, "x", x}, weight_arg{op, "weight", weight};
   check_device(x_arg);
   check_dtype(x_arg);
@@ -97,8 +99,9 @@ void check_linear(const char* op, const at::Tensor& x, const at::Tensor& weight,
   check_activation(op, activation);
 }
 
-void check_gated_linear(const char* op, const at::Tensor& x, const at::Tensor& w_gate, const at::Tensor& w_up,
-                        std::string_view activation) {
+void check_gated_linear(const std::string& op_name, const at::Tensor& x, const at::Tensor& w_gate,
+                        const at::Tensor& w_up, std::string_view activation) {
+  const char* op = op_name.c_str();
   const Arg x_arg{op, "x", x}, gate_arg{op, "w_gate", w_gate}, up_arg{op, "w_up", w_up};
   check_device(x_arg);
   check_dtype(x_arg);
@@ -213,7 +216,7 @@ at::Tensor add_matmuls(const at::Tensor& a, const at::Tensor& b, const at::Tenso
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(mpsk, m) {
+TORCH_LIBRARY_FRAGMENT(MPSK_NAMESPACE, m) {
   define_op(m, "matmul(Tensor a, Tensor b) -> Tensor", matmul, Gradient::registered, Autocast::casts);
   define_op(m,
             "linear(Tensor x, Tensor weight, Tensor? bias=None, *, str activation=\"none\", Tensor? residual=None) -> "

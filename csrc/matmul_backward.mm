@@ -127,7 +127,7 @@ at::Tensor gated_linear_backward(const at::Tensor& grad_arg, const at::Tensor& g
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(mpsk, m) {
+TORCH_LIBRARY_FRAGMENT(MPSK_NAMESPACE, m) {
   define_op(m, "linear_backward(Tensor grad, Tensor? preactivation, *, str activation, bool bias) -> (Tensor, Tensor)",
             linear_backward);
   define_op(m, "gated_linear_backward(Tensor grad, Tensor gate, Tensor up, *, str activation) -> Tensor",

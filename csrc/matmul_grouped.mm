@@ -135,7 +135,7 @@ at::Tensor grouped_matmul_scatter(const at::Tensor& rows_arg, const at::Tensor& 
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(mpsk, m) {
+TORCH_LIBRARY_FRAGMENT(MPSK_NAMESPACE, m) {
   define_op(m, "grouped_matmul(Tensor x, Tensor w, Tensor offsets, Tensor? indices=None) -> Tensor", grouped_matmul,
             Gradient::registered, Autocast::casts);
   define_op(m, "grouped_matmul_backward(Tensor grad, Tensor x, Tensor offsets, Tensor? indices) -> Tensor",

@@ -27,7 +27,8 @@ def _load() -> None:
     if built["torch"] != found:
         raise ImportError(
             f"mpskernels was built against torch {built['torch']} and found torch {found}, of another C++ interface; "
-            "rebuild it with: make build (or pip install --no-build-isolation .)"
+            f"install mpskernels for torch {found}, or rebuild it with: make build (or pip install "
+            "--no-build-isolation .)"
         )
     if sys.platform != "darwin":
         from mpskernels import simulator  # noqa: F401  (Metal and torch's mps device, which the glue needs)

@@ -19,6 +19,7 @@ namespace {
 struct Library {
   std::string path;
   Retained<NSString*> source = {};  // of a .metal file
+  id<MTLLibrary> (*embedded)(id<MTLDevice>, NSError**) = nullptr;
   Retained<id<MTLLibrary>> opened = {};
 };
 
@@ -67,7 +68,9 @@ id<MTLLibrary> open(Library& library) {
   NSError* error = nil;
   if (!library.source) {
     NSURL* url = [NSURL fileURLWithPath:ns_string(library.path)];
-    library.opened = Retained<id<MTLLibrary>>([metal_device() newLibraryWithURL:url error:&error]);
+    library.opened = Retained<id<MTLLibrary>>(library.embedded != nullptr ? library.embedded(metal_device(), &error)
+                                                                          : [metal_device() newLibraryWithURL:url
+                                                                                                        error:&error]);
     TORCH_CHECK(library.opened, "mpsk: cannot open the metallib ", library.path, ": ", message(error));
   } else {
     Retained<MTLCompileOptions*> options([[MTLCompileOptions alloc] init]);
@@ -84,10 +87,10 @@ id<MTLLibrary> open(Library& library) {
 // Whether to look for a kernel here. A source tells before it is compiled: host_name("x" ...) begins a name with x.
 bool may_hold(const Library& library, std::string_view name) {
   if (!library.source) return true;
-  constexpr std::string_view mark = "host_name(\"";
+  constexpr std::string_view mark = "host_name(";
   const std::string_view source = [library.source.get() UTF8String];
   for (size_t at = source.find(mark); at != source.npos; at = source.find(mark, at)) {
-    at += mark.size();
+    at = source.find('"', at) + 1;
     if (name.starts_with(source.substr(at, source.find('"', at) - at))) return true;
   }
   return false;
@@ -132,6 +135,13 @@ void set_metallib(const std::string& path) {
   s.path = path;
   s.libraries.clear();
   s.pipelines.clear();
+}
+
+void set_metallib(id<MTLLibrary> (*open)(id<MTLDevice> device, NSError** error)) {
+  set_metallib("inside the module");
+  State& s = state();
+  std::lock_guard lock(s.mutex);
+  s.libraries.push_back({.path = s.path, .embedded = open});
 }
 
 std::string metallib_path() {

@@ -27,6 +27,9 @@ class Retained {
   Object object_ = nil;
 };
 
+// Takes the kernels from a library that the binary itself holds; `open` is called when one is first asked for.
+void set_metallib(id<MTLLibrary> (*open)(id<MTLDevice> device, NSError** error));
+
 id<MTLDevice> metal_device();
 
 inline NSString* ns_string(const std::string& text) { return [NSString stringWithUTF8String:text.c_str()]; }

@@ -16,7 +16,8 @@
 //     });
 //     return out;
 //   }
-//   TORCH_LIBRARY_FRAGMENT(mpsk, m) { define_op(m, "scale(Tensor x, float factor) -> Tensor", scale); }   // register.h
+//   TORCH_LIBRARY_FRAGMENT(MPSK_NAMESPACE, m) { define_op(m, "scale(Tensor x, float factor) -> Tensor", scale); }   //
+//   register.h
 //
 // Everything throws C++ exceptions, which arrive in Python as the matching ones; nothing here outlives a failure.
 #pragma once

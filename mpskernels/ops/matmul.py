@@ -4,7 +4,8 @@ import math
 
 import torch
 
-from mpskernels import _C
+from .. import _C
+from .._ops import add_op_namespace_prefix, ops
 
 
 def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -32,7 +33,7 @@ def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
             nested or otherwise not dense; a gradient in forward mode.
         RuntimeError: what is no tensor at all; the library of kernels cannot be read.
     """
-    return torch.ops.mpsk.matmul(a, b)
+    return ops.matmul(a, b)
 
 
 def linear(
@@ -69,7 +70,7 @@ def linear(
             nested or otherwise not dense; a gradient in forward mode.
         RuntimeError: what is no tensor at all; the library of kernels cannot be read.
     """
-    return torch.ops.mpsk.linear(x, weight, bias, activation=activation, residual=residual)
+    return ops.linear(x, weight, bias, activation=activation, residual=residual)
 
 
 def gated_linear(
@@ -91,7 +92,7 @@ def gated_linear(
         `(..., n)`, contiguous, in the dtype of `x`. Computed in float32 and rounded once. Differentiable in reverse
         mode; both products are kept for that, rounded.
     """
-    return torch.ops.mpsk.gated_linear(x, w_gate, w_up, activation=activation)
+    return ops.gated_linear(x, w_gate, w_up, activation=activation)
 
 
 def grouped_matmul(
@@ -122,16 +123,16 @@ def grouped_matmul(
             dense; a gradient in forward mode, or of the gradient.
         RuntimeError: what is no tensor at all; the library of kernels cannot be read.
     """
-    return torch.ops.mpsk.grouped_matmul(x, w, offsets, indices)
+    return ops.grouped_matmul(x, w, offsets, indices)
 
 
-@torch.library.register_fake("mpsk::matmul")
+@torch.library.register_fake(add_op_namespace_prefix("matmul"))
 def _(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     sizes = _C.check_matmul(a, b)
     return a.new_empty(sizes)
 
 
-@torch.library.register_fake("mpsk::linear")
+@torch.library.register_fake(add_op_namespace_prefix("linear"))
 def _(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -144,7 +145,7 @@ def _(
     return x.new_empty([*x.shape[:-1], weight.shape[0]])
 
 
-@torch.library.register_fake("mpsk::linear_saving")
+@torch.library.register_fake(add_op_namespace_prefix("linear_saving"))
 def _(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str, residual: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -153,7 +154,7 @@ def _(
     return out, x.new_empty(0 if activation == "none" else out.shape)
 
 
-@torch.library.register_fake("mpsk::linear_backward")
+@torch.library.register_fake(add_op_namespace_prefix("linear_backward"))
 def _(
     grad: torch.Tensor, preactivation: torch.Tensor | None, *, activation: str, bias: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -161,13 +162,13 @@ def _(
     return grad.new_empty(0 if preactivation is None else grad.shape), grad.new_empty(grad.shape[1] if bias else 0)
 
 
-@torch.library.register_fake("mpsk::gated_linear")
+@torch.library.register_fake(add_op_namespace_prefix("gated_linear"))
 def _(x: torch.Tensor, w_gate: torch.Tensor, w_up: torch.Tensor, *, activation: str = "silu") -> torch.Tensor:
     _C.check_gated_linear("gated_linear", x, w_gate, w_up, activation)
     return x.new_empty([*x.shape[:-1], w_gate.shape[0]])
 
 
-@torch.library.register_fake("mpsk::gated_linear_saving")
+@torch.library.register_fake(add_op_namespace_prefix("gated_linear_saving"))
 def _(
     x: torch.Tensor, w_gate: torch.Tensor, w_up: torch.Tensor, activation: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -176,13 +177,13 @@ def _(
     return out, gate, up
 
 
-@torch.library.register_fake("mpsk::gated_linear_backward")
+@torch.library.register_fake(add_op_namespace_prefix("gated_linear_backward"))
 def _(grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, *, activation: str) -> torch.Tensor:
     _C.check_gated_linear_backward(grad, gate, up, activation)
     return grad.new_empty([2, *grad.shape])
 
 
-@torch.library.register_fake("mpsk::add_matmuls")
+@torch.library.register_fake(add_op_namespace_prefix("add_matmuls"))
 def _(a: torch.Tensor, b: torch.Tensor, second_a: torch.Tensor, second_b: torch.Tensor) -> torch.Tensor:
     _C.check_add_matmuls(a, b, second_a, second_b)
     return a.new_empty([a.shape[0], b.shape[1]])
@@ -199,7 +200,7 @@ def _summed_product(left: torch.Tensor, right: torch.Tensor, shape: torch.Size) 
     own = [1] * (len(batch) - len(shape) + 2) + list(shape[:-2])
     summed = [d for d in range(len(batch)) if own[d] == 1 and batch[d] != 1]
     if not summed:
-        return torch.ops.mpsk.matmul(left, right).reshape(shape)
+        return ops.matmul(left, right).reshape(shape)
     # Their terms are further terms of the inner products.
     kept = [d for d in range(len(batch)) if d not in summed]
     last, inner = len(batch), [batch[d] for d in summed] + [left.shape[-1]]
@@ -207,7 +208,7 @@ def _summed_product(left: torch.Tensor, right: torch.Tensor, shape: torch.Size) 
     right = right.expand(*batch, *right.shape[-2:]).permute(*kept, *summed, last, last + 1)
     left = left.reshape(*left.shape[: len(kept) + 1], math.prod(inner))
     right = right.reshape(*right.shape[: len(kept)], math.prod(inner), right.shape[-1])
-    return torch.ops.mpsk.matmul(left, right).reshape(shape)
+    return ops.matmul(left, right).reshape(shape)
 
 
 def _save_inputs(ctx, inputs: tuple, output: torch.Tensor) -> None:
@@ -230,7 +231,7 @@ def _matmul_backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]
     return of_a, of_b
 
 
-torch.library.register_autograd("mpsk::matmul", _matmul_backward, setup_context=_save_inputs)
+torch.library.register_autograd(add_op_namespace_prefix("matmul"), _matmul_backward, setup_context=_save_inputs)
 
 
 def _linear_setup_context(ctx, inputs: tuple, output: tuple) -> None:
@@ -252,7 +253,7 @@ def _linear_backward(ctx, grad: torch.Tensor, _) -> tuple[torch.Tensor | None, .
     rows = _rows(grad)
     if needs_x or needs_weight or needs_bias:
         if preactivation is not None or needs_bias:
-            of_sum, of_bias = torch.ops.mpsk.linear_backward(
+            of_sum, of_bias = ops.linear_backward(
                 rows,
                 None if preactivation is None else _rows(preactivation),
                 activation=ctx.activation,
@@ -260,13 +261,15 @@ def _linear_backward(ctx, grad: torch.Tensor, _) -> tuple[torch.Tensor | None, .
             )
             rows = rows if preactivation is None else of_sum
         if needs_x:
-            of_x = torch.ops.mpsk.matmul(rows, weight).reshape(ctx.shape)
+            of_x = ops.matmul(rows, weight).reshape(ctx.shape)
         if needs_weight:
-            of_weight = torch.ops.mpsk.matmul(rows.t(), _rows(x))
+            of_weight = ops.matmul(rows.t(), _rows(x))
     return of_x, of_weight, of_bias if needs_bias else None, None, grad if needs_residual else None
 
 
-torch.library.register_autograd("mpsk::linear_saving", _linear_backward, setup_context=_linear_setup_context)
+torch.library.register_autograd(
+    add_op_namespace_prefix("linear_saving"), _linear_backward, setup_context=_linear_setup_context
+)
 
 
 def _gated_linear_setup_context(ctx, inputs: tuple, output: tuple) -> None:
@@ -282,37 +285,35 @@ def _gated_linear_backward(ctx, grad: torch.Tensor, *_) -> tuple[torch.Tensor | 
     needs_x, needs_gate, needs_up, _ = ctx.needs_input_grad
     if grad is None:
         return None, None, None, None
-    of_gate, of_up = torch.ops.mpsk.gated_linear_backward(
-        _rows(grad), _rows(gate), _rows(up), activation=ctx.activation
-    )
+    of_gate, of_up = ops.gated_linear_backward(_rows(grad), _rows(gate), _rows(up), activation=ctx.activation)
     of_x = of_w_gate = of_w_up = None
     if needs_x:
-        of_x = torch.ops.mpsk.add_matmuls(of_gate, w_gate, of_up, w_up).reshape(x.shape)
+        of_x = ops.add_matmuls(of_gate, w_gate, of_up, w_up).reshape(x.shape)
     if needs_gate:
-        of_w_gate = torch.ops.mpsk.matmul(of_gate.t(), _rows(x))
+        of_w_gate = ops.matmul(of_gate.t(), _rows(x))
     if needs_up:
-        of_w_up = torch.ops.mpsk.matmul(of_up.t(), _rows(x))
+        of_w_up = ops.matmul(of_up.t(), _rows(x))
     return of_x, of_w_gate, of_w_up, None
 
 
 torch.library.register_autograd(
-    "mpsk::gated_linear_saving", _gated_linear_backward, setup_context=_gated_linear_setup_context
+    add_op_namespace_prefix("gated_linear_saving"), _gated_linear_backward, setup_context=_gated_linear_setup_context
 )
 
 
-@torch.library.register_fake("mpsk::grouped_matmul")
+@torch.library.register_fake(add_op_namespace_prefix("grouped_matmul"))
 def _(x: torch.Tensor, w: torch.Tensor, offsets: torch.Tensor, indices: torch.Tensor | None = None) -> torch.Tensor:
     _C.check_grouped_matmul(x, w, offsets, indices)
     return x.new_empty([(x if indices is None else indices).shape[0], w.shape[2]])
 
 
-@torch.library.register_fake("mpsk::grouped_matmul_backward")
+@torch.library.register_fake(add_op_namespace_prefix("grouped_matmul_backward"))
 def _(grad: torch.Tensor, x: torch.Tensor, offsets: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
     _C.check_grouped_matmul_backward(grad, x, offsets, indices)
     return x.new_empty([offsets.shape[0], x.shape[1], grad.shape[1]])
 
 
-@torch.library.register_fake("mpsk::grouped_matmul_scatter")
+@torch.library.register_fake(add_op_namespace_prefix("grouped_matmul_scatter"))
 def _(rows: torch.Tensor, indices: torch.Tensor, count: int) -> torch.Tensor:
     _C.check_grouped_matmul_scatter(rows, indices, count)
     return rows.new_empty([count, rows.shape[1]])
@@ -322,12 +323,14 @@ def _grouped_matmul_backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | No
     x, w, offsets, indices = ctx.saved_tensors
     of_x = of_w = None
     if ctx.needs_input_grad[0]:
-        of_x = torch.ops.mpsk.grouped_matmul(grad, w.mT, offsets)
+        of_x = ops.grouped_matmul(grad, w.mT, offsets)
         if indices is not None:
-            of_x = torch.ops.mpsk.grouped_matmul_scatter(of_x, indices, x.shape[0])
+            of_x = ops.grouped_matmul_scatter(of_x, indices, x.shape[0])
     if ctx.needs_input_grad[1]:
-        of_w = torch.ops.mpsk.grouped_matmul_backward(grad, x, offsets, indices)
+        of_w = ops.grouped_matmul_backward(grad, x, offsets, indices)
     return of_x, of_w, None, None
 
 
-torch.library.register_autograd("mpsk::grouped_matmul", _grouped_matmul_backward, setup_context=_save_inputs)
+torch.library.register_autograd(
+    add_op_namespace_prefix("grouped_matmul"), _grouped_matmul_backward, setup_context=_save_inputs
+)

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 from dataclasses import dataclass
+
+if sys.platform == "darwin":  # the one module of the simulator that is installed there
+    raise ImportError("mpskernels.simulator is for Linux: on a Mac, mpskernels runs on the GPU itself")
 
 import torch  # noqa: F401  (its libraries must be there before ours)
 

@@ -464,6 +464,7 @@ LAUNCHES = {
     "overflow_sum": launch(
         X64, ints(0, 4095, 1, 2), 1 << 20, (1 << 20) + 5, 64, Output(torch.tensor([-1.0] * 4)), threads=4, group=4
     ),
+    "overflow_running_index": launch(ramp(8), Output(ramp(8)), 6, 1 << 30, 8, threads=8, group=8),
     "overflow_batch_offset": launch(
         Output(torch.tensor([1.0, 0, 3, 0]), torch.zeros(4)), ints(0, 16, 0, 32), 1 << 28, 4, threads=4, group=4
     ),
@@ -635,6 +636,7 @@ LAUNCHES = {
         ints(0), Output(torch.full((64,), 2, dtype=torch.int32)), threads=64, group=32
     ),
     "clean_three_dimensions": launch(ramp(2, 3, 5), Output(cut_off(ramp(2, 3, 5))), threads=(5, 3, 2), group=(4, 2, 1)),
+    "clean_many_barriers": launch(ramp(4), Output(ramp(4)), threads=4, group=4),
     "clean_zeroed_histogram": launch(
         iota(64) % 16, Output(torch.full((16,), 4, dtype=torch.int32)), threads=64, group=64
     ),
@@ -755,24 +757,28 @@ def test_suspicious_kernel_is_clean(name):
     assert_clean(name, "clean")
 
 
+def race_in(name):
+    return next(finding for finding in findings_of(name, "fault") if finding.kind == "race")
+
+
 def test_a_finding_tells_who_and_where():
     """Threads and threadgroups of both accesses, their functions and what each did."""
-    [finding] = [f for f in findings_of("race_missing_barrier", "fault") if f.kind == "race"]
+    finding = race_in("race_missing_barrier")
     accesses = finding.access, finding.other
     assert {access.kind for access in accesses} == {"read", "write"}
     assert sum(access.thread[0] for access in accesses) == 63
     assert finding.access.threadgroup == finding.other.threadgroup
     assert all(access.function.startswith("reverse") and access.column > 1 for access in accesses)
     assert finding.buffer == "threadgroup memory `tile`"
-    assert "kernel fault" in finding.text and "race_missing_barrier.metal:12:" in finding.text
+    assert "kernel fault" in finding.text
+    assert "race_missing_barrier.metal:12:" in finding.text
 
-    [finding] = [f for f in findings_of("race_transpose_in_place", "fault") if f.kind == "race"]
+    finding = race_in("race_transpose_in_place")
     here, there = finding.access, finding.other
     assert (here.thread[0], here.threadgroup[1]) == (there.threadgroup[1], there.thread[0])
     assert finding.buffer == "buffer(0) `x`"
 
-    [finding] = findings_of("race_in_helper", "fault")[:1]
-    assert finding.access.function.startswith("sum_over_threadgroup")
+    assert race_in("race_in_helper").access.function.startswith("sum_over_threadgroup")
 
 
 def test_an_access_that_lands_in_another_buffer_is_found():

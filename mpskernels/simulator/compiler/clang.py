@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .errors import CompileError
-from .instrument import instrument
+from .instrument import instrument, mark_shifts
 from .rewrite import rewrite
 
 SIMULATOR = Path(__file__).resolve().parent.parent
@@ -67,14 +67,10 @@ _CODE = [
 # What a GPU would not do for the kernel, the instrumented code must not do either: widen accesses, peel loops.
 _INSTRUMENTED = [
     *("-DMPSK_INSTRUMENTED", "-fno-vectorize", "-fno-slp-vectorize", "-fno-discard-value-names"),
-    *(
-        "-mllvm",
-        "-unroll-runtime=false",
-        "-mllvm",
-        "-unroll-allow-partial=false",
-        "-mllvm",
-        "-enable-loop-flatten=false",
-    ),
+    *("-mllvm", "-unroll-runtime=false", "-mllvm", "-unroll-allow-partial=false"),
+    # Nothing follows from an access through null; and what two branches do is not made one thing without a place.
+    *("-fno-delete-null-pointer-checks", "-mllvm", "-simplifycfg-sink-common=false"),
+    *("-mllvm", "-simplifycfg-hoist-common=false"),
 ]
 _WARNINGS = [
     *("-Wno-c++17-extensions", "-Wno-unused", "-Wno-unknown-attributes", "-Wno-pass-failed", "-Wno-psabi"),
@@ -222,23 +218,30 @@ def _compile(text: str, output: Path, math_mode: str, *, instrumented: bool = Fa
     pch = precompiled_header(math_mode, instrumented)
     command = [_tool("clang++"), *_flags(math_mode, instrumented), *_WARNINGS, "-include-pch", str(pch)]
     command += ["-Xclang", "-fno-pch-timestamp", "-", "-o", str(output)]
-    _run([*command, *(["-S", "-emit-llvm"] if instrumented else ["-c"])], input=text)
+    as_text = ["-S", "-emit-llvm", "-Xclang", "-disable-llvm-passes"]
+    _run([*command, *(as_text if instrumented else ["-c"])], input=text)
 
 
 def instrumented(text: str, *, std: str, math_mode: str) -> Path:
     """A metallib of the rewritten source of a translation unit, with every access instrumented."""
 
+    flags = _flags(math_mode, instrumented=True)
+
     def make(output: Path) -> None:
         with tempfile.TemporaryDirectory(dir=output.parent) as folder:
-            plain, watched, compiled = (Path(folder) / name for name in ("plain.ll", "watched.ll", "watched.o"))
-            _compile(text.replace("MPSK_SOURCE", "0"), plain, math_mode, instrumented=True)
+            raw, plain, watched, compiled = (
+                Path(folder) / name for name in ("raw.ll", "plain.ll", "watched.ll", "watched.o")
+            )
+            _compile(text.replace("MPSK_SOURCE", "0"), raw, math_mode, instrumented=True)
+            raw.write_text(mark_shifts(raw.read_text()))
+            optimising = [flag for flag in flags if flag not in _LANGUAGE]
+            _run([_tool("clang++"), *optimising, "-S", "-emit-llvm", str(raw), "-o", str(plain)])
             watched.write_text(instrument(plain.read_text(), MSL))
             # Optimised it is already; what it calls may do what the optimiser believes that it does not.
             command = [_tool("clang++"), "-O2", "-g1", "-fPIC", "-Xclang", "-disable-llvm-passes", *_CODE_PLACEMENT]
             _run([*command, "-Wno-override-module", "-c", str(watched), "-o", str(compiled)])
             link([compiled], output, std=std, math_mode=math_mode)
 
-    flags = _flags(math_mode, instrumented=True)
     return _cached("instrumented.metallib", fingerprint(math_mode, text, std, *flags), make)
 
 

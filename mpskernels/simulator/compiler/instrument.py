@@ -29,6 +29,7 @@ _ATOMIC = re.compile(rf"\s*{_NAME} = (?:atomicrmw|cmpxchg)(?: weak)?(?: volatile
 _MEMORY = re.compile(r"call void @llvm\.(memcpy|memmove|memset)\.")
 _CALLED = re.compile(r"\bcall\b.*?@([\w.$]+)\(")
 _WAITS = {"mpsk_simd", "mpsk_meet", "mpsk_threadgroup_barrier", "mpsk_simdgroup_barrier", "mpsk_fault"}
+_PLACED = {"mpsk_matrix_memory", "mpsk_shift", "mpsk_zero_division"}  # whose last argument is the place of the call
 _POINTER = re.compile(rf"ptr (?:\w+ |align \d+ |dereferenceable\(\d+\) )*({_NAME}|null)")
 _GEP = re.compile(
     rf"\s*{_NAME} = getelementptr (?:inbounds |nuw |nusw )*(.+?), ptr ({_NAME})((?:, i\d+ \S+?)*)(?:, !dbg|$)"
@@ -70,7 +71,7 @@ def _size(type_text: str) -> int:
 @dataclass
 class _Access:
     line: int
-    kind: str  # "read", "write", "atomic"
+    kind: str  # "read", "write", "atomic", "atomic_store"
     pointer: str
     size: int
     align: int
@@ -192,14 +193,14 @@ class Instrumenter:
             self.texts[text] = name
         return self.texts[text]
 
-    def _site(self, frame: tuple, size: int = 0, align: int = 1) -> str:
+    def _site(self, frame: tuple, size: int = 0, align: int = 1, is_struct: bool = False) -> str:
         file, line, column, function = frame
-        key = (file, line, column, function, size, align)
+        key = (file, line, column, function, size, align, is_struct)
         if key not in self.sites:
             name = f"@mpsk.site.{len(self.sites)}"
             self.globals.append(
                 f"{name} = private unnamed_addr constant %mpsk.site {{ptr {self._text(file)}, "
-                f"ptr {self._text(function)}, i32 {line}, i32 {column}, i32 {size}, i32 {align}}}"
+                f"ptr {self._text(function)}, i32 {line}, i32 {column}, i32 {size}, i32 {align}, i32 {int(is_struct)}}}"
             )
             self.sites[key] = name
         return self.sites[key]
@@ -271,8 +272,10 @@ class Instrumenter:
                 kind, pointer, size = "atomic", m[1], _size(m[2])
             else:
                 continue
-            if " load atomic " in line or line.lstrip().startswith("store atomic "):
+            if " load atomic " in line:
                 kind = "atomic"
+            elif line.lstrip().startswith("store atomic "):
+                kind = "atomic_store"
             debug = m[1] if (m := _DEBUG.search(line)) else fallback or f.debug
             if self._private(f, pointer, entry) or self.places.in_header(
                 debug, "simdgroup_matrix.h", "simdgroup.h", "runtime.h"
@@ -281,6 +284,14 @@ class Instrumenter:
             align = int(m[1]) if (m := _ALIGN.search(line)) else 1
             found.append(_Access(i, kind, pointer, size, align, debug))
         return found[::-1]
+
+    def _is_struct(self, f: _Function, access: _Access) -> bool:
+        """Whether a whole struct is moved, which may have holes, and not a number or a vector."""
+        if "copyload" not in f.lines[access.line]:
+            return False
+        at = f.definitions.get(access.pointer)
+        gep = _GEP.match(f.lines[at]) if at is not None else None
+        return bool(gep) and "%" in gep[1] and "metal::" not in gep[1] and "sroa_idx" not in access.pointer
 
     def _piece(self, f: _Function, pointer: str) -> tuple[str, int] | None:
         """(base, offset) of the address of a piece of a vector."""
@@ -297,7 +308,7 @@ class Instrumenter:
         whole: list[tuple[_Access, list[tuple[_Access, int]]]] = []
         for access in accesses:
             piece = self._piece(f, access.pointer)
-            if piece and access.kind != "atomic":
+            if piece and not access.kind.startswith("atomic"):
                 base, offset = piece
                 head = next(
                     (
@@ -315,11 +326,9 @@ class Instrumenter:
 
     def _instrument_block(self, f, block, entry, before, replaced) -> None:
         for access, pieces in self._vectors(f, self._accesses(f, block, entry)):
-            frame = self.places.user(access.debug) or self.places.user(f.debug)
-            if frame is None:
-                frame = next(self.places.frames(access.debug or f.debug), ("", 0, 0, f.name))
+            frame = self._frame(f, access)
             size = access.size + sum(a.size for a, _ in pieces)
-            site = self._site(frame, size, access.align)
+            site = self._site(frame, size, access.align, self._is_struct(f, access))
             at = before.setdefault(access.line, [])
             pointer = self._wide_index(f, access.pointer, at)
             address = self._name()
@@ -335,17 +344,25 @@ class Instrumenter:
             debug = m[1] if (m := _DEBUG.search(line)) else f.debug
             if called in _WAITS and (frame := self.places.user(debug)):
                 before.setdefault(i, []).append(f"  call void @mpsk_here(ptr {self._site(frame)})")
-            elif called == "mpsk_matrix_memory":
+            elif called in _PLACED:
                 frame = self.places.user(debug) or self.places.user(f.debug) or ("", 0, 0, f.name)
                 replaced[i] = re.sub(r"ptr (noundef )?null\)", f"ptr {self._site(frame)})", line)
-            elif (m := _SHIFT.match(line)) and (frame := self.places.user(debug)):
-                amount, at = m[2], before.setdefault(i, [])
-                if m[1] != "64":
-                    amount = self._name()
-                    at.append(f"  {amount} = zext i{m[1]} {m[2]} to i64")
-                at.append(f"  call void @mpsk_shift(i64 {amount}, i64 {m[3]}, ptr {self._site(frame)})")
             elif m := _MEMORY.search(line):
                 self._copy(f, i, m[1], debug, entry, before, replaced)
+
+    def _frame(self, f: _Function, access: _Access) -> tuple:
+        """Where an access stands in the source. One that was made of two stands where its value was made, or its
+        address."""
+        if frame := self.places.user(access.debug):
+            return frame
+        todo = [name for name in re.findall(_NAME, f.lines[access.line]) if name in f.definitions]
+        for _ in range(8):
+            lines = [f.lines[f.definitions[name]] for name in todo]
+            for line in lines:
+                if (m := _DEBUG.search(line)) and (frame := self.places.user(m[1])):
+                    return frame
+            todo = [name for line in lines for name in re.findall(_NAME, line)[1:] if name in f.definitions]
+        return self.places.user(f.debug) or next(self.places.frames(f.debug), ("", 0, 0, f.name))
 
     def _use(self, f, access: _Access, address: str, replaced) -> None:
         line = replaced.get(access.line) or f.lines[access.line]
@@ -368,7 +385,7 @@ class Instrumenter:
             address = self._name()
             before.setdefault(i, []).append(
                 f"  {address} = call ptr @mpsk_{role}_bytes(ptr {pointer}, i64 {count}, "
-                f"ptr {self._site(frame, 0, int(align))})"
+                f"ptr {self._site(frame, 0, int(align), True)})"
             )
             line = re.sub(rf"(ptr (?:[^,]*? )?){re.escape(pointer)}(?=[,)])", rf"\g<1>{address}", line)
         replaced[i] = line
@@ -377,12 +394,33 @@ class Instrumenter:
 
     def _wide_index(self, f: _Function, pointer: str, before: list[str]) -> str:
         """The pointer, with MPSK_WRAPPED set where its 32-bit index is not what 64 bits would give."""
-        at = f.definitions.get(pointer)
-        gep = _GEP.match(f.lines[at]) if at is not None else None
-        index = gep[3].rsplit(" ", 1)[-1] if gep and gep[3].startswith(", i64 ") else ""
-        cast = _CAST.match(f.lines[f.definitions[index]]) if index in f.definitions else None
-        if not cast or not self._has_product(f, cast[2], 8):
+        wrapped = []
+        base = pointer
+        for _ in range(8):
+            at = f.definitions.get(base)
+            gep = _GEP.match(f.lines[at]) if at is not None else None
+            if not gep:
+                break
+            base = gep[2]
+            index = gep[3].rsplit(" ", 1)[-1] if gep[3].startswith(", i64 ") else ""
+            cast = _CAST.match(f.lines[f.definitions[index]]) if index in f.definitions else None
+            if cast and self._has_product(f, cast[2], 8):
+                wrapped.append(self._is_wrapped(f, cast, index, before))
+        if not wrapped:
             return pointer
+        address = self._name()
+        before.append(f"  {address} = ptrtoint ptr {pointer} to i64")
+        for flag in wrapped:
+            bit, marked = self._name(), self._name()
+            before.append(f"  {bit} = select i1 {flag}, i64 {1 << 47}, i64 0")
+            before.append(f"  {marked} = or i64 {address}, {bit}")
+            address = marked
+        result = self._name()
+        before.append(f"  {result} = inttoptr i64 {address} to ptr")
+        return result
+
+    def _is_wrapped(self, f: _Function, cast: re.Match, index: str, before: list[str]) -> str:
+        """Whether 64 bits would give another index, be its operands signed or not."""
         differ = []
         for extension in ("zext", "sext"):
             wide = self._wide(f, cast[2], extension, before, {})
@@ -394,15 +432,9 @@ class Instrumenter:
                 before.append(f"  {both} = and i1 {flag}, {positive}")
                 flag = both
             differ.append(flag)
-        wrapped, bit, address, marked, result = (self._name() for _ in range(5))
-        before += [
-            f"  {wrapped} = and i1 {differ[0]}, {differ[1]}",
-            f"  {bit} = select i1 {wrapped}, i64 {1 << 47}, i64 0",
-            f"  {address} = ptrtoint ptr {pointer} to i64",
-            f"  {marked} = or i64 {address}, {bit}",
-            f"  {result} = inttoptr i64 {marked} to ptr",
-        ]
-        return result
+        wrapped = self._name()
+        before.append(f"  {wrapped} = and i1 {differ[0]}, {differ[1]}")
+        return wrapped
 
     def _operands(self, f: _Function, value: str) -> re.Match | None:
         at = f.definitions.get(value)
@@ -506,7 +538,7 @@ def _type_of(typed_value: str) -> str:
 
 
 _TYPES = [
-    "%mpsk.site = type {ptr, ptr, i32, i32, i32, i32}",
+    "%mpsk.site = type {ptr, ptr, i32, i32, i32, i32, i32}",
     "%mpsk.block = type {i32, i32, i32, i32, i32, i32, ptr}",
     "%mpsk.code = type {ptr, i32, i32, i8}",
 ]
@@ -514,9 +546,27 @@ _DECLARATIONS = [
     *(f"declare ptr @mpsk_{kind}(ptr, ptr)" for kind in ("read", "write", "atomic")),
     *(f"declare ptr @mpsk_{kind}_bytes(ptr, i64, ptr)" for kind in ("read", "write")),
     "declare void @mpsk_here(ptr)",
-    "declare void @mpsk_shift(i64, i64, ptr)",
     "declare ptr @mpsk_counters(ptr)",
 ]
+
+
+def mark_shifts(ir: str) -> str:
+    """The module, before any optimisation, with a call before each shift that tells by how much.
+
+    Afterwards it would be too late: a shift that a condition guards may be done without it.
+    """
+    lines: list[str] = []
+    for number, line in enumerate(ir.split("\n")):
+        if (m := _SHIFT.match(line)) and (debug := _DEBUG.search(line)):
+            amount = m[2]
+            if m[1] != "64":
+                amount = f"%mpsk.shift.{number}"
+                lines.append(f"  {amount} = zext i{m[1]} {m[2]} to i64, {debug[0]}")
+            lines.append(f"  call void @mpsk_shift(i64 {amount}, i64 {m[3]}, ptr null), {debug[0]}")
+        lines.append(line)
+    if "declare void @mpsk_shift(" not in ir:
+        lines.append("declare void @mpsk_shift(i64, i64, ptr) nounwind willreturn memory(inaccessiblemem: readwrite)")
+    return "\n".join(lines)
 
 
 def instrument(ir: str, headers: Path) -> str:

@@ -153,8 +153,9 @@ struct mpsk_site {
   mpsk_text file;
   mpsk_text function;
   unsigned line, column;
-  unsigned size;   // bytes; 0: given by the call
-  unsigned align;  // what the type of the access needs
+  unsigned size;       // bytes; 0: given by the call
+  unsigned align;      // what the type of the access needs
+  unsigned is_struct;  // moved as a whole, with the holes that it may have
 };
 
 // What one pass through a basic block does, for one lane.

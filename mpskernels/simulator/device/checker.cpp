@@ -55,6 +55,13 @@ Stamps& Shadow::atomic(size_t cell) {
   return atomics[cell];
 }
 
+bool Initialised::any(size_t begin, size_t count) const {
+  for (size_t at = begin; at < begin + count; ++at) {
+    if (bits[at / 64] >> at % 64 & 1) return true;
+  }
+  return false;
+}
+
 bool Initialised::all(size_t begin, size_t count) const {
   for (size_t at = begin; at < begin + count;) {
     const size_t bit = at % 64, here = std::min<size_t>(64 - bit, begin + count - at);
@@ -132,17 +139,23 @@ void Checker::add(Stamps& stamps, const Stamp& stamp, const Epochs& e) {
   latest = stamp;
 }
 
-// Threadgroup memory has a value where this threadgroup wrote one; a buffer, where anybody did.
-bool Checker::has_value(const Object& object, uintptr_t address, size_t bytes, const Epochs& e) {
+// Threadgroup memory has a value where this threadgroup wrote one; a buffer, where anybody did. A struct may have holes
+// that have none.
+bool Checker::has_value(const Object& object, uintptr_t address, size_t bytes, bool is_struct, const Epochs& e) {
   if (object.kind != mpsk_argument_threadgroup) {
-    return !object.initialised || object.initialised->all(address - object.storage, bytes);
+    if (!object.initialised) return true;
+    const size_t begin = address - object.storage;
+    return is_struct ? object.initialised->any(begin, bytes) : object.initialised->all(begin, bytes);
   }
   Shadow& shadow = *threadgroup_shadow_;
+  bool all = true, any = false;
   for (size_t cell = shadow.cell(address); cell <= shadow.cell(address + bytes - 1); ++cell) {
-    const bool written = shadow.write(cell).epoch >= e.group;
-    if (!written && !(shadow.atomics && shadow.atomics[cell].latest.epoch >= e.group)) return false;
+    const bool has =
+        shadow.write(cell).epoch >= e.group || (shadow.atomics && shadow.atomics[cell].latest.epoch >= e.group);
+    all = all && has;
+    any = any || has;
   }
-  return true;
+  return is_struct ? any : all;
 }
 
 void Checker::access(const Object& object, uintptr_t address, AccessKind kind, size_t bytes, uint16_t thread,
@@ -154,11 +167,12 @@ void Checker::access(const Object& object, uintptr_t address, AccessKind kind, s
     const auto smaller = static_cast<unsigned>(__builtin_ctzll(address | bytes | 16));
     if (smaller < shadow->shift) shadow->split(smaller);
   }
-  if (kind != AccessKind::write && !has_value(object, address, bytes, e)) {
-    observer_.finding("uninitialised", "",
-                      "a " + std::string(kind == AccessKind::read ? "read" : "atomic operation") +
-                          " of memory that nobody has written",
-                      &object, observer_.describe(kind, site, *observer_.thread_));
+  const bool stores = kind == AccessKind::write || kind == AccessKind::atomic_store;
+  if (!stores && !has_value(object, address, bytes, site.is_struct, e)) {
+    observer_.finding(
+        "uninitialised", "",
+        std::string(kind == AccessKind::read ? "a read" : "an atomic operation") + " of memory that nobody has written",
+        &object, observer_.describe(kind, site, *observer_.thread_));
     if (object.initialised) object.initialised->set(address - object.storage, bytes);  // once is enough
   }
   if (kind != AccessKind::read && object.initialised) object.initialised->set(address - object.storage, bytes);
@@ -177,7 +191,7 @@ void Checker::access(const Object& object, uintptr_t address, AccessKind kind, s
         report(object, address, kind, bytes, thread, site, AccessKind::read, *reader, found);
       }
     }
-    if (kind != AccessKind::atomic && shadow->atomics) {
+    if (!is_atomic(kind) && shadow->atomics) {
       if (const Stamp* atomic = conflict(shadow->atomics[cell], e, thread, simd_epoch, found)) {
         report(object, address, kind, bytes, thread, site, AccessKind::atomic, *atomic, found);
       }
@@ -190,6 +204,7 @@ void Checker::access(const Object& object, uintptr_t address, AccessKind kind, s
         add(shadow->read(cell), stamp, e);
         break;
       case AccessKind::atomic:
+      case AccessKind::atomic_store:
         add(shadow->atomic(cell), stamp, e);
         break;
     }
@@ -218,7 +233,7 @@ Access Checker::describe(AccessKind kind, const Stamp& stamp, bool foreign) cons
 void Checker::report(const Object& object, uintptr_t address, AccessKind kind, size_t bytes, uint16_t thread,
                      const mpsk_site& site, AccessKind earlier, const Stamp& stamp, Order order) {
   const unsigned memory = object.kind == mpsk_argument_threadgroup ? threadgroup : device;
-  const bool stores = kind == AccessKind::write && earlier == AccessKind::write && memory == device;
+  const bool two_stores = kind == AccessKind::write && earlier == AccessKind::write && memory == device;
   const char* const scope = order == Order::simdgroup ? "simdgroup" : order == Order::grid ? "grid" : "threadgroup";
   std::string text;
   switch (order) {
@@ -233,7 +248,7 @@ void Checker::report(const Object& object, uintptr_t address, AccessKind kind, s
   }
   Access mine = observer_.describe(kind, site, *observer_.thread_);
   mine.whole_simdgroup = (thread & whole_simdgroup) != 0;
-  observer_.finding(stores ? "double store" : "race", scope,
+  observer_.finding(two_stores ? "double store" : "race", scope,
                     text + ": bytes " + std::to_string(address - object.begin) + " to " +
                         std::to_string(address - object.begin + bytes - 1),
                     &object, mine, describe(earlier, stamp, order == Order::grid));

@@ -60,7 +60,8 @@ struct Initialised {
   std::vector<uint64_t> bits;
   size_t bytes;
   bool bound_for_writing = false;  // by a kernel
-  std::string kernel;              // the last of these
+  std::string kernel, buffer;      // the last of these, and what it calls the memory
+  bool any(size_t begin, size_t count) const;
   bool all(size_t begin, size_t count) const;
   void set(size_t begin, size_t count);
 };
@@ -89,7 +90,7 @@ class Checker {
   void report(const Object& object, uintptr_t address, AccessKind kind, size_t bytes, uint16_t thread,
               const mpsk_site& site, AccessKind earlier, const Stamp& stamp, Order order);
   Access describe(AccessKind kind, const Stamp& stamp, bool foreign) const;
-  bool has_value(const Object& object, uintptr_t address, size_t bytes, const Epochs& epochs);
+  bool has_value(const Object& object, uintptr_t address, size_t bytes, bool is_struct, const Epochs& epochs);
 
   Observer& observer_;
   // Of threadgroup memory and of device memory.

@@ -368,6 +368,9 @@ void Worker::fault(const char* kind, const std::string& message, const Lane* at)
   fault_ = Fault(std::string("kernel ") + kernel_->name + ": " + message + ", at " + describe(*at) + " (" +
                  kernel_->file + ":" + std::to_string(kernel_->line) + ")");
   fault_->kind = kind;
+  if (fault_->kind == "divergence") {
+    fault_->scope = at->state == LaneState::threadgroup_barrier ? "threadgroup" : "simdgroup";
+  }
   fault_->threadgroup = at->thread.group->position;
   fault_->thread = at->thread.position_in_threadgroup;
   if (observer_) fault_->site = observer_->where(at->thread);

@@ -60,8 +60,9 @@ void add_finding(Finding finding) {
   };
   for (Finding& known : all.findings) {
     if (known.kind == finding.kind && known.kernel == finding.kernel && known.buffer == finding.buffer &&
-        known.scope == finding.scope && same_place(known.access, finding.access) &&
-        same_place(known.other, finding.other)) {
+        known.scope == finding.scope &&
+        ((same_place(known.access, finding.access) && same_place(known.other, finding.other)) ||
+         (same_place(known.access, finding.other) && same_place(known.other, finding.access)))) {
       ++known.count;
       return;
     }
@@ -267,6 +268,7 @@ void memory_read(const Elements& elements) {
     if (at == all.memory.end() || !at->second->bound_for_writing) return;
     Initialised& known = *at->second;
     finding.kernel = known.kernel;
+    finding.buffer = known.buffer;
     for_each(elements, [&](size_t offset, const std::vector<int64_t>& index) {
       ++total;
       if (known.all(offset, elements.element_size)) return;
@@ -338,6 +340,7 @@ Observation::Observation(const Watch& watch, const Dispatch& dispatch, const mps
         if (object.writable) {
           object.initialised->bound_for_writing = true;
           object.initialised->kernel = counts_.kernel;
+          object.initialised->buffer = object.text();
         }
       }
     }
@@ -402,9 +405,13 @@ void Observation::finish() {
 }
 
 void Observation::faulted(const Fault& fault) {
+  for (const Object& object : objects_) {  // nobody wonders at what the rest of the kernel did not store
+    if (object.writable && object.initialised) object.initialised->set(0, object.initialised->bytes);
+  }
   if (fault.kind.empty()) return;  // it is among the findings
   Finding finding;
   finding.kind = fault.kind;
+  finding.scope = fault.scope;
   finding.kernel = counts_.kernel;
   finding.text = fault.what();
   if (fault.site || fault.line) {
@@ -570,7 +577,7 @@ void Observer::missed(const char* barrier, const char* scope, const mpsk_thread&
 // --- Accesses ---
 
 Access Observer::describe(AccessKind kind, const mpsk_site& site, const mpsk_thread& thread) const {
-  static constexpr const char* names[] = {"read", "write", "atomic"};
+  static constexpr const char* names[] = {"read", "write", "atomic", "atomic"};
   Access access;
   access.kind = names[static_cast<int>(kind)];
   access.file = site.file;
@@ -646,7 +653,7 @@ void* Observer::access(void* pointer, AccessKind kind, size_t bytes, const mpsk_
     checker_->access(*object, address, kind, bytes, static_cast<uint16_t>(thread_->index_in_threadgroup), site);
   }
   if (log_) {
-    if (kind == AccessKind::atomic) ++counts_.atomics;
+    if (is_atomic(kind)) ++counts_.atomics;
     log_->lanes[thread_->lane].push_back({address, &site, static_cast<uint32_t>(bytes),
                                           static_cast<uint16_t>(object - objects_.data()), kind != AccessKind::read});
   }
@@ -691,12 +698,11 @@ void* Observer::matrix(const void* pointer, size_t elements_per_row, size_t x, s
   return reinterpret_cast<void*>(base);
 }
 
-void Observer::shift(unsigned long amount, unsigned long most, const mpsk_site& site) {
-  if (amount <= most || !watch().check) return;
+void Observer::operation(const char* kind, const std::string& text, const mpsk_site& site) {
+  if (!watch().check) return;
   Access access = describe(AccessKind::read, site, *thread_);
-  access.kind = "shift";
-  finding("shift", "", "a shift by " + std::to_string(amount) + " of " + std::to_string(most + 1) + " bits", nullptr,
-          access);
+  access.kind = kind;
+  finding(kind, "", text, nullptr, access);
 }
 
 // --- Counts ---
@@ -837,6 +843,14 @@ MPSK_KERNEL_API void* mpsk_matrix_memory(const void* memory, unsigned long eleme
 }
 MPSK_KERNEL_API void mpsk_here(const mpsk_site* site) { Worker::current()->observer()->here(site); }
 MPSK_KERNEL_API unsigned* mpsk_counters(mpsk_code* code) { return Worker::current()->observer()->counters(*code); }
+MPSK_KERNEL_API void* mpsk_atomic_store(void* pointer, const mpsk_site* site) {
+  return Worker::current()->access(pointer, AccessKind::atomic_store, site->size, *site);
+}
 MPSK_KERNEL_API void mpsk_shift(unsigned long amount, unsigned long most, const mpsk_site* site) {
-  Worker::current()->observer()->shift(amount, most, *site);
+  if (amount <= most) return;
+  Worker::current()->observer()->operation(
+      "shift", "a shift by " + std::to_string(amount) + " of " + std::to_string(most + 1) + " bits", *site);
+}
+MPSK_KERNEL_API void mpsk_zero_division(const mpsk_site* site) {
+  Worker::current()->observer()->operation("division", "an integer division by zero", *site);
 }

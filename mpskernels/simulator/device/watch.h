@@ -84,14 +84,15 @@ void memory_read(const Elements& elements);
 // What ended a dispatch.
 struct Fault : Error {
   using Error::Error;
-  std::string kind;  // of the finding that it is under check; empty: it is among them already
+  std::string kind, scope;  // of the finding that it is under check; no kind: it is among them already
   const mpsk_site* site = nullptr;
   std::string file;  // where there is no site
   unsigned line = 0;
   mpsk_size threadgroup{}, thread{};
 };
 
-enum class AccessKind : uint8_t { read, write, atomic };
+enum class AccessKind : uint8_t { read, write, atomic, atomic_store };
+inline bool is_atomic(AccessKind kind) { return kind >= AccessKind::atomic; }
 
 struct Object;
 struct Log;
@@ -141,7 +142,7 @@ class Observer {
   void* access(void* pointer, AccessKind kind, size_t bytes, const mpsk_site& site);
   void* matrix(const void* pointer, size_t elements_per_row, size_t x, size_t y, unsigned element_size, bool transpose,
                bool write, const mpsk_site& site);
-  void shift(unsigned long amount, unsigned long most, const mpsk_site& site);
+  void operation(const char* kind, const std::string& text, const mpsk_site& site);  // a finding
   unsigned* counters(mpsk_code& code);
   void here(const mpsk_site* site) { here_[thread_->index_in_threadgroup] = site; }
   const mpsk_site* where(const mpsk_thread& thread) const { return here_[thread.index_in_threadgroup]; }

@@ -7,8 +7,8 @@ kernel void largest_row(device const float* x, device float* y, uint i [[thread_
                         uint lane [[thread_index_in_simdgroup]], uint row [[threadgroup_position_in_grid]]) {
   const float sum = simd_sum(x[i]);
   if (repaired && lane != 0) return;
-  if (sum > 600) {
-    y[row] = sum;  // fault: double store simdgroup, y
+  if (sum > 600) {  // fault: other
+    y[row] = sum;   // fault: double store simdgroup, y
   } else {
     y[row] = -sum;  // fault: other
   }

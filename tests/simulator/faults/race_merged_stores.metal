@@ -5,7 +5,7 @@ using namespace metal;
 template <bool repaired>
 kernel void reverse_magnitudes(device const float* x, device float* y, uint t [[thread_index_in_threadgroup]]) {
   threadgroup float tile[64];
-  if (x[t] < 0) {
+  if (x[t] < 0) {     // fault: other
     tile[t] = -x[t];  // fault: other
   } else {
     tile[t] = x[t];  // fault: other
