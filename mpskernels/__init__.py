@@ -54,8 +54,8 @@ _load()
 
 from mpskernels.info import Info, info  # noqa: E402
 from mpskernels.ops.attention import attention  # noqa: E402
-from mpskernels.ops.matmul import matmul  # noqa: E402
+from mpskernels.ops.matmul import gated_linear, grouped_matmul, linear, matmul  # noqa: E402
 from mpskernels.ops.norm import rms_norm  # noqa: E402
 
 __version__ = "0.1.0"
-__all__ = ["Info", "attention", "info", "matmul", "rms_norm"]
+__all__ = ["Info", "attention", "gated_linear", "grouped_matmul", "info", "linear", "matmul", "rms_norm"]
