@@ -3,6 +3,8 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <string>
+#include <string_view>
 #include <tuple>
 #include <vector>
 
@@ -20,6 +22,22 @@ namespace mpsk {
 void check_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool is_causal,
                      std::optional<double> scale);
 std::vector<c10::SymInt> check_matmul(const at::Tensor& a, const at::Tensor& b);
+void check_linear(const std::string& op, const at::Tensor& x, const at::Tensor& weight,
+                  const std::optional<at::Tensor>& bias, std::string_view activation,
+                  const std::optional<at::Tensor>& residual);
+void check_linear_backward(const at::Tensor& grad, const std::optional<at::Tensor>& preactivation,
+                           std::string_view activation, bool bias);
+void check_gated_linear(const std::string& op, const at::Tensor& x, const at::Tensor& w_gate, const at::Tensor& w_up,
+                        std::string_view activation);
+void check_gated_linear_backward(const at::Tensor& grad, const at::Tensor& gate, const at::Tensor& up,
+                                 std::string_view activation);
+void check_grouped_matmul(const at::Tensor& x, const at::Tensor& w, const at::Tensor& offsets,
+                          const std::optional<at::Tensor>& indices);
+void check_grouped_matmul_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& offsets,
+                                   const std::optional<at::Tensor>& indices);
+void check_grouped_matmul_scatter(const at::Tensor& rows, const at::Tensor& indices, c10::SymInt count);
+void check_add_matmuls(const at::Tensor& a, const at::Tensor& b, const at::Tensor& second_a,
+                       const at::Tensor& second_b);
 void check_rms_norm(const at::Tensor& x, const std::optional<at::Tensor>& weight, double eps, double offset);
 void check_rms_norm_backward(const at::Tensor& grad, const at::Tensor& x, const std::optional<at::Tensor>& weight,
                              double eps, double offset);
@@ -76,6 +94,14 @@ auto takes_none(Result (*check)(Args...)) {
 template <class Def>
 void define_checks(const Def& def) {
   def("check_attention", takes_none(mpsk::check_attention));
+  def("check_add_matmuls", takes_none(mpsk::check_add_matmuls));
+  def("check_gated_linear", takes_none(mpsk::check_gated_linear));
+  def("check_gated_linear_backward", takes_none(mpsk::check_gated_linear_backward));
+  def("check_grouped_matmul", takes_none(mpsk::check_grouped_matmul));
+  def("check_grouped_matmul_backward", takes_none(mpsk::check_grouped_matmul_backward));
+  def("check_grouped_matmul_scatter", takes_none(mpsk::check_grouped_matmul_scatter));
+  def("check_linear", takes_none(mpsk::check_linear));
+  def("check_linear_backward", takes_none(mpsk::check_linear_backward));
   def("check_matmul", takes_none(mpsk::check_matmul));
   def("check_group_norm", takes_none(mpsk::check_group_norm));
   def("check_group_norm_backward", takes_none(mpsk::check_group_norm_backward));

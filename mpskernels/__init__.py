@@ -54,7 +54,7 @@ _load()
 
 from mpskernels.info import Info, info  # noqa: E402
 from mpskernels.ops.attention import attention  # noqa: E402
-from mpskernels.ops.matmul import matmul  # noqa: E402
+from mpskernels.ops.matmul import gated_linear, grouped_matmul, linear, matmul  # noqa: E402
 from mpskernels.ops.norm import (  # noqa: E402
     add_layer_norm,
     add_rms_norm,
@@ -71,10 +71,13 @@ __all__ = [
     "add_layer_norm",
     "add_rms_norm",
     "attention",
+    "gated_linear",
     "gated_rms_norm",
     "group_norm",
+    "grouped_matmul",
     "info",
     "layer_norm",
+    "linear",
     "matmul",
     "modulated_norm",
     "rms_norm",

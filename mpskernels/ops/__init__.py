@@ -1,7 +1,7 @@
 """The ops, as typed functions. Each is `torch.ops.mpsk.<name>` as well, with the same checks and errors."""
 
 from .attention import attention
-from .matmul import matmul
+from .matmul import gated_linear, grouped_matmul, linear, matmul
 from .norm import (
     add_layer_norm,
     add_rms_norm,
@@ -16,9 +16,12 @@ __all__ = [
     "add_layer_norm",
     "add_rms_norm",
     "attention",
+    "gated_linear",
     "gated_rms_norm",
     "group_norm",
+    "grouped_matmul",
     "layer_norm",
+    "linear",
     "matmul",
     "modulated_norm",
     "rms_norm",
