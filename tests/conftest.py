@@ -30,6 +30,7 @@ def pytest_configure(config):
         raise pytest.UsageError(f"no {SAFE_METALLIB}: build with make build")
     _C.set_metallib(str(SAFE_METALLIB))
 
+
 pytest_plugins = ["mpskernels.pytest_plugin"]
 
 
