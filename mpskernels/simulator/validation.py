@@ -123,7 +123,7 @@ _OTHERS = "their kernel is further from the peak than ours is predicted"
 PUBLISHED = (
     Published("M1 Pro", 16, "GEMM 4096 fp32", _F32, 4.28, "TFLOP/s", f"{ZZC}, torch 2.7", 0.05),
     Published("M1 Pro", 16, "GEMM 4096 fp16", _F16, 4.75, "TFLOP/s", f"{ZZC}, torch 2.7", 0.10, _INTEGERS, True),
-    Published("M1 Pro", 16, "GEMM 4096 bf16", _BF16, 2.30, "TFLOP/s", f"{ZZC}, torch 2.7", 1.00, _NO_BF16),
+    Published("M1 Pro", 16, "GEMM 4096 bf16", _BF16, 2.30, "TFLOP/s", f"{ZZC}, torch 2.7", 1.10, _NO_BF16),
     Published("M3 Max", 40, "GEMM 4096 fp32", _F32, 11.5, "TFLOP/s", f"{ZZC}, torch 2.7", 0.15, _FP32),
     Published("M3 Max", 40, "GEMM 4096 fp16", _F16, 12.84, "TFLOP/s", f"{ZZC}, torch 2.7", 0.05, "", True),
     Published("M3 Max", 40, "GEMM 4096 bf16", _BF16, 11.25, "TFLOP/s", f"{ZZC}, torch 2.7", 0.15, _BF16_TOO),
@@ -181,7 +181,7 @@ def validate(row: Published) -> Result:
     chip = find(row.chip).with_cores(row.gpu_cores)
     dispatch = row.job()
     found = model.predict(dispatch, chip)
-    return Result(row, dispatch.kernel, UNITS[row.unit](found, dispatch, chip), found.binds)
+    return Result(row, dispatch.name, UNITS[row.unit](found, dispatch, chip), found.binds)
 
 
 def main() -> int:
