@@ -55,7 +55,30 @@ _load()
 from mpskernels.info import Info, info  # noqa: E402
 from mpskernels.ops.attention import attention  # noqa: E402
 from mpskernels.ops.matmul import gated_linear, grouped_matmul, linear, matmul  # noqa: E402
-from mpskernels.ops.norm import rms_norm  # noqa: E402
+from mpskernels.ops.norm import (  # noqa: E402
+    add_layer_norm,
+    add_rms_norm,
+    gated_rms_norm,
+    group_norm,
+    layer_norm,
+    modulated_norm,
+    rms_norm,
+)
 
 __version__ = "0.1.0"
-__all__ = ["Info", "attention", "gated_linear", "grouped_matmul", "info", "linear", "matmul", "rms_norm"]
+__all__ = [
+    "Info",
+    "add_layer_norm",
+    "add_rms_norm",
+    "attention",
+    "gated_linear",
+    "gated_rms_norm",
+    "group_norm",
+    "grouped_matmul",
+    "info",
+    "layer_norm",
+    "linear",
+    "matmul",
+    "modulated_norm",
+    "rms_norm",
+]

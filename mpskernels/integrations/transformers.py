@@ -46,13 +46,24 @@ AttentionInterface.register(ATTENTION, attention_forward)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
-def _is_rms_norm(module: torch.nn.Module) -> bool:
-    """Of the form x / rms(x) * weight. Others, such as Gemma's (1 + weight), name their epsilon differently."""
-    return type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon")
+def _norm(module: torch.nn.Module) -> torch.nn.Module | None:
+    """Our module in the place of a norm that we have a kernel for."""
+    kind = type(module).__name__
+    if type(module) is torch.nn.LayerNorm:
+        new = nn.LayerNorm(module.normalized_shape, module.eps, module.elementwise_affine, device="meta")
+        new.bias = module.bias
+    elif kind in ("GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm"):  # x / rms(x) * (1 + weight)
+        new = nn.RMSNorm(module.weight.size(0), eps=module.eps, offset=1.0, device="meta")
+    elif kind.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):  # x / rms(x) * weight
+        new = nn.RMSNorm(module.weight.size(0), eps=module.variance_epsilon, device="meta")
+    else:
+        return None
+    new.weight = module.weight
+    return new
 
 
 def use_mpskernels(model: PreTrainedModel) -> PreTrainedModel:
-    """Puts the model's RMS norms, linear layers and attention on our kernels, in place, and returns it.
+    """Puts the model's norms, linear layers and attention on our kernels, in place, and returns it.
 
     Parameters stay the same objects under the same names. A kind of norm that we have no kernel for is refused with
     NotImplementedError, before anything has changed. Call the model under `torch.no_grad()`.
@@ -62,13 +73,13 @@ def use_mpskernels(model: PreTrainedModel) -> PreTrainedModel:
         if type(module) is torch.nn.Linear:
             new = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
             new.weight, new.bias = module.weight, module.bias
-        elif _is_rms_norm(module):
-            new = nn.RMSNorm(module.weight.size(0), eps=module.variance_epsilon, device="meta")
-            new.weight = module.weight
         elif "Norm" in type(module).__name__:
-            raise NotImplementedError(
-                f"mpskernels has no kernel for {name}, a {type(module).__name__}; it has RMSNorm as in Llama"
-            )
+            new = _norm(module)
+            if new is None:
+                raise NotImplementedError(
+                    f"mpskernels has no kernel for {name}, a {type(module).__name__}; it has RMSNorm as in Llama and "
+                    "Gemma, and torch.nn.LayerNorm"
+                )
         else:
             continue
         replacements[name] = new.train(module.training)
