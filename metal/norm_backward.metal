@@ -148,8 +148,9 @@ static float4 norm_factor(norm_columns columns, const device char* weight, const
 // Chosen for rows of at most max_columns columns.
 // Necessary: x, grad, gate and grad_residual read once, grad_x and grad_gate written once; about 12 FLOP for each
 // element. What the kernel adds:
-// - for the parameters, 4 bytes for each sum and column of a part: at most 1/16 of what is necessary in float32 and
-//   1/8 in float16 and bfloat16, as a part has at least 8 rows, and at most 8 MB for rows of up to 8192 columns;
+// - for the parameters, 4 bytes written for each sum and column of a part, and read by norm_parameters. From 512 rows
+//   on a part has at least 8, and a sum adds 1/24 to what is necessary in float32, 1/12 in float16 and bfloat16, each
+//   way; in all at most 4 MB for a sum;
 // - each row (each part, for rows of at most 4096 columns) reads the parameters, from cache;
 // - a row of more than one simdgroup has two barriers (float16 without a mean: one); shorter rows have none.
 template <typename T, uint max_columns>
