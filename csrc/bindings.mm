@@ -13,6 +13,10 @@ namespace mpsk {
 // The checks of all ops, for their fakes; each is defined beside its op.
 void check_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool is_causal,
                      std::optional<double> scale);
+void check_gated(const std::string& op, const at::Tensor& gate, const std::optional<at::Tensor>& up,
+                 const std::string& approximate);
+void check_gated_backward(const std::string& op, const at::Tensor& grad, const at::Tensor& gate,
+                          const std::optional<at::Tensor>& up, const std::string& approximate);
 std::vector<c10::SymInt> check_matmul(const at::Tensor& a, const at::Tensor& b);
 void check_rms_norm(const at::Tensor& x, const std::optional<at::Tensor>& weight, double eps);
 
@@ -46,6 +50,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   };
 
   def("check_attention", takes_none(mpsk::check_attention));
+  def("check_gated", takes_none(mpsk::check_gated));
+  def("check_gated_backward", takes_none(mpsk::check_gated_backward));
   def("check_matmul", takes_none(mpsk::check_matmul));
   def("check_rms_norm", takes_none(mpsk::check_rms_norm));
 

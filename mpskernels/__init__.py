@@ -38,9 +38,10 @@ def _load() -> None:
 _load()
 
 from mpskernels.info import Info, info  # noqa: E402
+from mpskernels.ops.activation import geglu, reglu, swiglu  # noqa: E402
 from mpskernels.ops.attention import attention  # noqa: E402
 from mpskernels.ops.matmul import matmul  # noqa: E402
 from mpskernels.ops.norm import rms_norm  # noqa: E402
 
 __version__ = "0.1.0"
-__all__ = ["Info", "attention", "info", "matmul", "rms_norm"]
+__all__ = ["Info", "attention", "geglu", "info", "matmul", "reglu", "rms_norm", "swiglu"]

@@ -27,11 +27,12 @@ LOGITS_BOUND = {"fp32": 4.0, "bf16": 1.5}
 # hundreds of products, bf16 accumulates in fp32 and rounds the result and, in attention, the weights.
 OP_BOUND = {"fp32": 64.0, "bf16": 1.0}
 # Calls of each op in one pass of the model.
-EXPECTED = {"attention": LAYERS, "matmul": 7 * LAYERS + 1, "rms_norm": 2 * LAYERS + 1}
+EXPECTED = {"attention": LAYERS, "matmul": 7 * LAYERS + 1, "rms_norm": 2 * LAYERS + 1, "swiglu": LAYERS}
 # Stock torch for the same jobs; none of these may touch the device.
 STOCK = ("mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "softmax", "scaled_dot_product", "rms_norm", "layer_norm")
 
 REFERENCE = {
+    "swiglu": lambda gate, up: F.silu(gate) * up,
     "rms_norm": lambda x, weight, eps: F.rms_norm(x, x.shape[-1:], weight, eps),
     "matmul": torch.matmul,
     "attention": lambda q, k, v, *, is_causal=False, scale=None: F.scaled_dot_product_attention(

@@ -85,6 +85,10 @@ def to_mps(tree):
     return torch.utils._pytree.tree_map(move, tree)
 
 
+def gated_sample(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    return random(5, 12, dtype=dtype), random(5, 12, dtype=dtype, seed=1)
+
+
 # A sample call of every op: op -> dtype -> (args, kwargs), on the CPU.
 SAMPLES = {
     "rms_norm": lambda dtype: ((random(3, 40, dtype=dtype), random(40, dtype=dtype, seed=1), 1e-6), {}),
@@ -93,6 +97,15 @@ SAMPLES = {
         tuple(random(1, 2, 6, 32, dtype=dtype, seed=seed) for seed in range(3)),
         {"is_causal": True},
     ),
+    "swiglu": lambda dtype: (gated_sample(dtype), {}),
+    "geglu": lambda dtype: (gated_sample(dtype), {"approximate": "tanh"}),
+    "reglu": lambda dtype: ((random(5, 24, dtype=dtype),), {}),
+    "swiglu_backward": lambda dtype: ((random(5, 12, dtype=dtype, seed=2), *gated_sample(dtype)), {}),
+    "geglu_backward": lambda dtype: (
+        (random(5, 12, dtype=dtype, seed=2), *gated_sample(dtype)),
+        {"approximate": "none"},
+    ),
+    "reglu_backward": lambda dtype: ((random(5, 12, dtype=dtype), random(5, 24, dtype=dtype, seed=1), None), {}),
 }
 ops = pytest.mark.parametrize("op", SAMPLES)
 
@@ -106,7 +119,19 @@ def direct(op: str):
 
 
 def typed(op: str):
-    return getattr(mpskernels, op)
+    """The op's typed function, which a backward op has not."""
+    return getattr(mpskernels, op, direct(op))
+
+
+def has_gradient(op: str) -> bool:
+    """Whether its gradient is registered, rather than refused."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"mpsk::{op}", "ADInplaceOrView")
+
+
+def all_equal(actual, expected) -> bool:
+    """Whether two results of an op, tensors or nests of them, hold the same values."""
+    pairs = zip(*map(torch.utils._pytree.tree_leaves, (actual, expected)), strict=True)
+    return all(torch.equal(a.cpu(), e.cpu()) for a, e in pairs)
 
 
 @contextlib.contextmanager

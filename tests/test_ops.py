@@ -3,7 +3,8 @@
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
-from cases import SAMPLES, direct, dtypes, ops, sample, typed, without_stock_ops
+from cases import SAMPLES, all_equal, direct, dtypes, has_gradient, ops, sample, typed, without_stock_ops
+from torch.utils._pytree import tree_leaves, tree_map
 
 from mpskernels import _C
 
@@ -54,16 +55,19 @@ def test_second_call_creates_no_pipeline(op, dtype):
 def test_op_compiles(op, dynamic):
     torch._dynamo.reset()
     compiled = torch.compile(
-        lambda *args, **kwargs: typed(op)(*args, **kwargs) + 1, fullgraph=True, dynamic=dynamic, backend="aot_eager"
+        lambda *args, **kwargs: tree_map(lambda t: t + 1, typed(op)(*args, **kwargs)),
+        fullgraph=True,
+        dynamic=dynamic,
+        backend="aot_eager",
     )
     args, kwargs = sample(op)
-    assert torch.equal(compiled(*args, **kwargs).cpu(), typed(op)(*args, **kwargs).cpu() + 1)
+    assert all_equal(compiled(*args, **kwargs), tree_map(lambda t: t.cpu() + 1, typed(op)(*args, **kwargs)))
 
 
 @ops
 def test_direct_and_typed_are_the_same(op):
     args, kwargs = sample(op)
-    assert torch.equal(direct(op)(*args, **kwargs).cpu(), typed(op)(*args, **kwargs).cpu())
+    assert all_equal(direct(op)(*args, **kwargs), typed(op)(*args, **kwargs))
 
 
 @ops
@@ -71,9 +75,12 @@ def test_op_runs_where_no_gradient_is_needed(op):
     args, kwargs = sample(op)
     leaf = args[0].detach().requires_grad_()
     with torch.no_grad():
-        assert not typed(op)(leaf, *args[1:], **kwargs).requires_grad
+        assert not any(t.requires_grad for t in tree_leaves(typed(op)(leaf, *args[1:], **kwargs)))
     with torch.inference_mode():
         typed(op)(leaf, *args[1:], **kwargs)
+    if has_gradient(op):
+        assert any(t.requires_grad for t in tree_leaves(typed(op)(leaf, *args[1:], **kwargs)))
+        return
     with pytest.raises(NotImplementedError, match=f"mpsk::{op}: no gradient for "):
         typed(op)(leaf, *args[1:], **kwargs)
 
@@ -85,12 +92,14 @@ def tensor_arguments(op):
     return [(i, names[i]) for i, value in enumerate(args) if isinstance(value, torch.Tensor)]
 
 
-each_tensor = pytest.mark.parametrize(
-    ("op", "index", "name"), [(op, *argument) for op in SAMPLES for argument in tensor_arguments(op)]
+TENSORS = [(op, *argument) for op in SAMPLES for argument in tensor_arguments(op)]
+each_tensor = pytest.mark.parametrize(("op", "index", "name"), TENSORS)
+each_float_tensor = pytest.mark.parametrize(
+    ("op", "index", "name"), [case for case in TENSORS if sample(case[0])[0][case[1]].is_floating_point()]
 )
 
 
-@each_tensor
+@each_float_tensor
 def test_op_rejects_a_tangent(op, index, name):
     args, kwargs = sample(op)
 
@@ -115,24 +124,26 @@ def test_op_rejects_a_tangent(op, index, name):
                 with mode(), pytest.raises(NotImplementedError) as info:
                     call(function, dual)
                 assert str(info.value) == text
-            expected = call(function, tensor).cpu()
-            assert torch.equal(call(function, forward_ad.unpack_dual(dual).primal).cpu(), expected)
+            expected = call(function, tensor)
+            assert all_equal(call(function, forward_ad.unpack_dual(dual).primal), expected)
             with torch.inference_mode():
-                assert torch.equal(call(function, dual).cpu(), expected)
+                assert all_equal(call(function, dual), expected)
 
 
-@each_tensor
+@each_float_tensor
 def test_op_rejects_a_functional_gradient(op, index, name):
     args, kwargs = sample(op)
 
     def total(tensor):
-        return typed(op)(*args[:index], tensor, *args[index + 1 :], **kwargs).sum()
+        return sum(t.sum() for t in tree_leaves(typed(op)(*args[:index], tensor, *args[index + 1 :], **kwargs)))
 
     text = f"mpsk::{op}: no gradient for {name}, which requires grad; call under torch.no_grad() or pass it detached"
+    if has_gradient(op):  # torch's own refusal, of gradients that are registered as a library's ops register them
+        text = "In order to use an autograd.Function with functorch transforms"
     for transform in (torch.func.grad, torch.func.jacrev, torch.func.hessian):
-        with pytest.raises(NotImplementedError) as info:
+        with pytest.raises(RuntimeError) as info:  # NotImplementedError is one
             transform(total)(args[index])
-        assert str(info.value) == text
+        assert str(info.value).startswith(text)
 
 
 @each_tensor
@@ -143,9 +154,10 @@ def test_op_runs_under_vmap(op, index, name):
     def call(tensor):
         return typed(op)(*args[:index], tensor, *args[index + 1 :], **kwargs)
 
-    batch = torch.stack([args[index], args[index] * 2, args[index] * 3])
-    expected = torch.stack([call(tensor) for tensor in batch])
-    assert torch.equal(torch.func.vmap(call)(batch).cpu(), expected.cpu())
+    factors = [1, 2, 3] if args[index].is_floating_point() else [1, 1, 1]
+    batch = torch.stack([args[index] * factor for factor in factors])
+    expected = tree_map(lambda *each: torch.stack(each), *[call(tensor) for tensor in batch])
+    assert all_equal(torch.func.vmap(call)(batch), expected)
 
 
 LAYOUTS = {
@@ -178,8 +190,8 @@ def test_op_infers_shapes_on_meta(op):
     expected = typed(op)(*args, **kwargs)
     args, kwargs = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), (args, kwargs))
     for function in (direct(op), typed(op)):
-        out = function(*args, **kwargs)
-        assert (out.shape, out.dtype, out.device.type) == (expected.shape, expected.dtype, "meta")
+        for out, like in zip(tree_leaves(function(*args, **kwargs)), tree_leaves(expected), strict=True):
+            assert (out.shape, out.dtype, out.device.type) == (like.shape, like.dtype, "meta")
 
 
 @ops

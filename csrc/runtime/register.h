@@ -10,6 +10,9 @@ namespace mpsk {
 // The kernel of every op for Autograd: raises NotImplementedError where a gradient would be needed, else passes on.
 void refuse_autograd(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack);
 
+// The same for forward mode alone, below Autograd: of the ops whose gradient in reverse mode is registered.
+void refuse_tangents(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack);
+
 // Who answers when a gradient is needed: nobody, or what the op's file in mpskernels/ops registers.
 enum class Gradient { refused, registered };
 
@@ -22,7 +25,11 @@ void define_op(torch::Library& m, const char* schema, Kernel* kernel, Gradient g
   const std::string name = text.substr(0, text.find('('));
   m.impl(name.c_str(), c10::DispatchKey::CompositeExplicitAutograd, kernel);
   m.impl(name.c_str(), c10::DispatchKey::CompositeImplicitAutogradNestedTensor, kernel);  // not among the former
-  if (gradient == Gradient::registered) return;
+  if (gradient == Gradient::registered) {
+    m.impl(name.c_str(), c10::DispatchKey::ADInplaceOrView,
+           torch::CppFunction::makeFromBoxedFunction<&refuse_tangents>());
+    return;
+  }
   m.impl(name.c_str(), c10::DispatchKey::Autograd, torch::CppFunction::makeFromBoxedFunction<&refuse_autograd>());
 }
 

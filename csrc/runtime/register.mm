@@ -19,13 +19,10 @@ bool any_tensor(const c10::IValue& value, const Predicate& holds) {
   return false;
 }
 
-}  // namespace
-
-void refuse_autograd(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
-  const bool backward = at::GradMode::is_enabled();
+void refuse(const c10::OperatorHandle& op, const torch::jit::Stack& stack, bool backward) {
   const bool forward = c10::AutogradState::get_tls_state().get_fw_grad_mode();  // which no_grad leaves as it is
   const auto& arguments = op.schema().arguments();
-  const auto values = torch::jit::last(*stack, arguments.size());
+  const auto values = torch::jit::last(stack, arguments.size());
   for (size_t i = 0; i < arguments.size(); ++i) {
     TORCH_CHECK_NOT_IMPLEMENTED(
         !backward || !any_tensor(values[i], [](const at::Tensor& t) { return t.requires_grad(); }), op.schema().name(),
@@ -36,7 +33,18 @@ void refuse_autograd(const c10::OperatorHandle& op, c10::DispatchKeySet keys, to
         op.schema().name(), ": no forward-mode gradient for ", arguments[i].name(),
         ", which has a tangent; pass its primal, of torch.autograd.forward_ad.unpack_dual");
   }
+}
+
+}  // namespace
+
+void refuse_autograd(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+  refuse(op, *stack, at::GradMode::is_enabled());
   op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
+}
+
+void refuse_tangents(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+  refuse(op, *stack, /*backward=*/false);
+  op.redispatchBoxed(keys & c10::after_ADInplaceOrView_keyset, stack);
 }
 
 }  // namespace mpsk

@@ -51,8 +51,21 @@ def _is_rms_norm(module: torch.nn.Module) -> bool:
     return type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon")
 
 
+GATES = {"SiLUActivation": nn.SwiGLU, "GELUTanh": lambda: nn.GeGLU("tanh"), "GELUActivation": nn.GeGLU}
+
+
+def _is_gated_mlp(module: torch.nn.Module) -> bool:
+    """down_proj(act_fn(gate_proj(x)) * up_proj(x)), as in Llama, with an activation that we have."""
+    children = dict(module.named_children())
+    return (
+        type(module).__name__.endswith("MLP")
+        and children.keys() == {"gate_proj", "up_proj", "down_proj", "act_fn"}
+        and type(children["act_fn"]).__name__ in GATES
+    )
+
+
 def use_mpskernels(model: PreTrainedModel) -> PreTrainedModel:
-    """Puts the model's RMS norms, linear layers and attention on our kernels, in place, and returns it.
+    """Puts the model's RMS norms, linear layers, gated MLPs and attention on our kernels, in place, and returns it.
 
     Parameters stay the same objects under the same names. A kind of norm that we have no kernel for is refused with
     NotImplementedError, before anything has changed. Call the model under `torch.no_grad()`.
@@ -65,6 +78,9 @@ def use_mpskernels(model: PreTrainedModel) -> PreTrainedModel:
         elif _is_rms_norm(module):
             new = nn.RMSNorm(module.weight.size(0), eps=module.variance_epsilon, device="meta")
             new.weight = module.weight
+        elif _is_gated_mlp(module):
+            gate = GATES[type(module.act_fn).__name__]()
+            new = nn.GatedMLP(module.gate_proj, module.up_proj, module.down_proj, gate)
         elif "Norm" in type(module).__name__:
             raise NotImplementedError(
                 f"mpskernels has no kernel for {name}, a {type(module).__name__}; it has RMSNorm as in Llama"

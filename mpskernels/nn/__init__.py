@@ -6,6 +6,9 @@ Forward only, like the ops beneath: call them under `torch.no_grad()`.
 import torch
 
 import mpskernels
+from mpskernels.nn.activation import GatedMLP, GeGLU, ReGLU, SwiGLU
+
+__all__ = ["GatedMLP", "GeGLU", "Linear", "RMSNorm", "ReGLU", "SwiGLU"]
 
 
 class RMSNorm(torch.nn.RMSNorm):

@@ -1,7 +1,8 @@
 """The ops, as typed functions. Each is `torch.ops.mpsk.<name>` as well, with the same checks and errors."""
 
+from .activation import geglu, reglu, swiglu
 from .attention import attention
 from .matmul import matmul
 from .norm import rms_norm
 
-__all__ = ["attention", "matmul", "rms_norm"]
+__all__ = ["attention", "geglu", "matmul", "reglu", "rms_norm", "swiglu"]
