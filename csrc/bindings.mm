@@ -19,6 +19,10 @@ void check_gated_backward(const std::string& op, const at::Tensor& grad, const a
                           const std::optional<at::Tensor>& up, const std::string& approximate);
 std::vector<c10::SymInt> check_matmul(const at::Tensor& a, const at::Tensor& b);
 void check_rms_norm(const at::Tensor& x, const std::optional<at::Tensor>& weight, double eps);
+void check_rope(const at::Tensor& q, const std::optional<at::Tensor>& k, const std::optional<at::Tensor>& cos,
+                const std::optional<at::Tensor>& sin, const std::optional<at::Tensor>& positions,
+                const c10::SymInt& offset, double base, std::optional<int64_t> dims, bool interleaved,
+                const std::vector<int64_t>& sections);
 
 }  // namespace mpsk
 
@@ -54,6 +58,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   def("check_gated_backward", takes_none(mpsk::check_gated_backward));
   def("check_matmul", takes_none(mpsk::check_matmul));
   def("check_rms_norm", takes_none(mpsk::check_rms_norm));
+  def("check_rope", takes_none(mpsk::check_rope));
 
   // Whoever waits for the library's lock lets go of Python's: its holder may be compiling for long, or need Python.
   def_no_gil("set_metallib", mpsk::set_metallib);

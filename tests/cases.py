@@ -97,6 +97,16 @@ SAMPLES = {
         tuple(random(1, 2, 6, 32, dtype=dtype, seed=seed) for seed in range(3)),
         {"is_causal": True},
     ),
+    "rope": lambda dtype: (
+        (
+            random(2, 4, 3, 16, dtype=dtype),
+            random(2, 2, 3, 16, dtype=dtype, seed=1),
+            random(40, 8),
+            random(40, 8, seed=1),
+            torch.tensor([[1, 5, 39], [0, 2, 2]]),
+        ),
+        {"dims": 16, "offset": 0},
+    ),
     "swiglu": lambda dtype: (gated_sample(dtype), {}),
     "geglu": lambda dtype: (gated_sample(dtype), {"approximate": "tanh"}),
     "reglu": lambda dtype: ((random(5, 24, dtype=dtype),), {}),

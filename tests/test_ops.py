@@ -162,7 +162,7 @@ def test_op_runs_under_vmap(op, index, name):
 
 LAYOUTS = {
     "sparse": (lambda t: t.to_sparse(), "one of layout Sparse; pass {}.to_dense()"),
-    "mkldnn": (lambda t: t.to_mkldnn(), "one of layout Mkldnn; pass {}.to_dense()"),
+    "mkldnn": (lambda t: t.float().to_mkldnn(), "one of layout Mkldnn; pass {}.to_dense()"),
     "nested": (lambda t: torch.nested.as_nested_tensor([t, t]), "a nested one"),
     "jagged": (lambda t: torch.nested.as_nested_tensor([t[None], t[None]], layout=torch.jagged), "a nested one"),
 }

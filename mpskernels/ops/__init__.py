@@ -4,5 +4,6 @@ from .activation import geglu, reglu, swiglu
 from .attention import attention
 from .matmul import matmul
 from .norm import rms_norm
+from .rope import rope
 
-__all__ = ["attention", "geglu", "matmul", "reglu", "rms_norm", "swiglu"]
+__all__ = ["attention", "geglu", "matmul", "reglu", "rms_norm", "rope", "swiglu"]
