@@ -46,7 +46,7 @@ def test_llama_matches_the_cpu_and_every_layer_is_ours(llama, ours, ids):
     _C.reset_launches()
     logits = ours(ids.to("mps")).logits
     launches = {op: sum(kernels.values()) for op, kernels in _C.launches().items()}
-    assert launches == {"attention": 1, "matmul": 8, "rms_norm": 3, "swiglu": 1}
+    assert launches == {"attention": 1, "matmul": 8, "rms_norm": 3, "rope": 1, "swiglu": 1}
     torch.testing.assert_close(logits.cpu(), llama(ids).logits, atol=1e-5, rtol=1e-5)
 
 
