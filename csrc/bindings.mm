@@ -23,6 +23,10 @@ void check_rope(const at::Tensor& q, const std::optional<at::Tensor>& k, const s
                 const std::optional<at::Tensor>& sin, const std::optional<at::Tensor>& positions,
                 const c10::SymInt& offset, double base, std::optional<int64_t> dims, bool interleaved,
                 const std::vector<int64_t>& sections);
+void check_softmax(const std::string& op, const at::Tensor& x, const std::optional<at::Tensor>& mask, double scale,
+                   bool is_causal, std::optional<double> soft_cap);
+void check_softmax_backward(const std::string& op, const at::Tensor& grad, const at::Tensor& out,
+                            const std::optional<at::Tensor>& x, double scale, std::optional<double> soft_cap);
 
 }  // namespace mpsk
 
@@ -59,6 +63,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   def("check_matmul", takes_none(mpsk::check_matmul));
   def("check_rms_norm", takes_none(mpsk::check_rms_norm));
   def("check_rope", takes_none(mpsk::check_rope));
+  def("check_softmax", takes_none(mpsk::check_softmax));
+  def("check_softmax_backward", takes_none(mpsk::check_softmax_backward));
 
   // Whoever waits for the library's lock lets go of Python's: its holder may be compiling for long, or need Python.
   def_no_gil("set_metallib", mpsk::set_metallib);

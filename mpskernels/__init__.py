@@ -43,6 +43,19 @@ from mpskernels.ops.attention import attention  # noqa: E402
 from mpskernels.ops.matmul import matmul  # noqa: E402
 from mpskernels.ops.norm import rms_norm  # noqa: E402
 from mpskernels.ops.rope import rope  # noqa: E402
+from mpskernels.ops.softmax import log_softmax, softmax  # noqa: E402
 
 __version__ = "0.1.0"
-__all__ = ["Info", "attention", "geglu", "info", "matmul", "reglu", "rms_norm", "rope", "swiglu"]
+__all__ = [
+    "Info",
+    "attention",
+    "geglu",
+    "info",
+    "log_softmax",
+    "matmul",
+    "reglu",
+    "rms_norm",
+    "rope",
+    "softmax",
+    "swiglu",
+]

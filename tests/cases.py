@@ -107,6 +107,16 @@ SAMPLES = {
         ),
         {"dims": 16, "offset": 0},
     ),
+    "softmax": lambda dtype: (
+        (random(2, 3, 5, 24, dtype=dtype), random(5, 24, seed=1) > -1),
+        {"is_causal": True, "scale": 0.5},
+    ),
+    "log_softmax": lambda dtype: ((random(3, 24, dtype=dtype), random(24, seed=1)), {"soft_cap": 2.0}),
+    "softmax_backward": lambda dtype: (
+        tuple(random(3, 24, dtype=dtype, seed=seed) for seed in range(3)),
+        {"soft_cap": 2.0},
+    ),
+    "log_softmax_backward": lambda dtype: ((random(3, 24, dtype=dtype), random(3, 24, dtype=dtype), None), {}),
     "swiglu": lambda dtype: (gated_sample(dtype), {}),
     "geglu": lambda dtype: (gated_sample(dtype), {"approximate": "tanh"}),
     "reglu": lambda dtype: ((random(5, 24, dtype=dtype),), {}),

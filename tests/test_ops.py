@@ -154,8 +154,8 @@ def test_op_runs_under_vmap(op, index, name):
     def call(tensor):
         return typed(op)(*args[:index], tensor, *args[index + 1 :], **kwargs)
 
-    factors = [1, 2, 3] if args[index].is_floating_point() else [1, 1, 1]
-    batch = torch.stack([args[index] * factor for factor in factors])
+    first = args[index]
+    batch = torch.stack([first, first * 2, first * 3] if first.is_floating_point() else [first] * 3)
     expected = tree_map(lambda *each: torch.stack(each), *[call(tensor) for tensor in batch])
     assert all_equal(torch.func.vmap(call)(batch), expected)
 

@@ -5,5 +5,6 @@ from .attention import attention
 from .matmul import matmul
 from .norm import rms_norm
 from .rope import rope
+from .softmax import log_softmax, softmax
 
-__all__ = ["attention", "geglu", "matmul", "reglu", "rms_norm", "rope", "swiglu"]
+__all__ = ["attention", "geglu", "log_softmax", "matmul", "reglu", "rms_norm", "rope", "softmax", "swiglu"]
