@@ -4,6 +4,8 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <optional>
+#include <string>
+#include <tuple>
 #include <vector>
 
 #include "runtime/runtime.h"
@@ -13,6 +15,16 @@ namespace mpsk {
 // The checks of all ops, for their fakes; each is defined beside its op.
 void check_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool is_causal,
                      std::optional<double> scale);
+using LossOptions = std::tuple<int64_t, double, double, std::optional<double>, std::string>;
+void check_cross_entropy(const std::string& op, const at::Tensor& logits, const at::Tensor& targets,
+                         const LossOptions& options);
+void check_cross_entropy_backward(const at::Tensor& grad, const at::Tensor& logits, const at::Tensor& targets,
+                                  const at::Tensor& lse, const at::Tensor& scale, const LossOptions& options);
+void check_linear_cross_entropy(const std::string& op, const at::Tensor& hidden, const at::Tensor& weight,
+                                const at::Tensor& targets, const LossOptions& options, std::optional<int64_t> chunk);
+void check_linear_cross_entropy_backward(const at::Tensor& grad, const at::Tensor& hidden, const at::Tensor& weight,
+                                         const at::Tensor& targets, const at::Tensor& lse, const at::Tensor& scale,
+                                         const LossOptions& options, std::optional<int64_t> chunk);
 void check_gated(const std::string& op, const at::Tensor& gate, const std::optional<at::Tensor>& up,
                  const std::string& approximate);
 void check_gated_backward(const std::string& op, const at::Tensor& grad, const at::Tensor& gate,
@@ -58,6 +70,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   };
 
   def("check_attention", takes_none(mpsk::check_attention));
+  def("check_cross_entropy", takes_none(mpsk::check_cross_entropy));
+  def("check_cross_entropy_backward", takes_none(mpsk::check_cross_entropy_backward));
+  def("check_linear_cross_entropy", takes_none(mpsk::check_linear_cross_entropy));
+  def("check_linear_cross_entropy_backward", takes_none(mpsk::check_linear_cross_entropy_backward));
   def("check_gated", takes_none(mpsk::check_gated));
   def("check_gated_backward", takes_none(mpsk::check_gated_backward));
   def("check_matmul", takes_none(mpsk::check_matmul));

@@ -40,6 +40,7 @@ _load()
 from mpskernels.info import Info, info  # noqa: E402
 from mpskernels.ops.activation import geglu, reglu, swiglu  # noqa: E402
 from mpskernels.ops.attention import attention  # noqa: E402
+from mpskernels.ops.loss import cross_entropy, cross_entropy_and_gradient, linear_cross_entropy  # noqa: E402
 from mpskernels.ops.matmul import matmul  # noqa: E402
 from mpskernels.ops.norm import rms_norm  # noqa: E402
 from mpskernels.ops.rope import rope  # noqa: E402
@@ -49,8 +50,11 @@ __version__ = "0.1.0"
 __all__ = [
     "Info",
     "attention",
+    "cross_entropy",
+    "cross_entropy_and_gradient",
     "geglu",
     "info",
+    "linear_cross_entropy",
     "log_softmax",
     "matmul",
     "reglu",

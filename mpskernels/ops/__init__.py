@@ -2,9 +2,23 @@
 
 from .activation import geglu, reglu, swiglu
 from .attention import attention
+from .loss import cross_entropy, cross_entropy_and_gradient, linear_cross_entropy
 from .matmul import matmul
 from .norm import rms_norm
 from .rope import rope
 from .softmax import log_softmax, softmax
 
-__all__ = ["attention", "geglu", "log_softmax", "matmul", "reglu", "rms_norm", "rope", "softmax", "swiglu"]
+__all__ = [
+    "attention",
+    "cross_entropy",
+    "cross_entropy_and_gradient",
+    "geglu",
+    "linear_cross_entropy",
+    "log_softmax",
+    "matmul",
+    "reglu",
+    "rms_norm",
+    "rope",
+    "softmax",
+    "swiglu",
+]
