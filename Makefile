@@ -1,8 +1,9 @@
 # make demo    the main job on this machine, from nothing: packages, environment, build, run
-# make test    the tests (make test-all: also the slow ones)
+# make test    the tests, those of the kernels in fast and in safe math (make test-all: also the slow ones)
 # make lint    what CI checks; make format applies it
 # make bench   our ops against stock torch; make bench-simulator: the simulator itself
 # make macos-wheel  the wheels for macOS, cross-built on Linux; make macos-check: all that can be proved of them there
+# make hub     build/hub: what Hugging Face's kernel-builder builds for the Hub, the links of torch-ext followed
 # make build   the native parts only; make clean removes everything that was built
 
 PYTHON ?= python3
@@ -10,18 +11,24 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.mpskernels-requirements
 PYTEST := $(PY) -m pytest -q
+# The tests of the kernels: those of every family that metal/ has.
+FAMILIES = $(patsubst metal/%_variants.h,%,$(wildcard metal/*_variants.h))
+KERNEL_TESTS = $(foreach family,$(FAMILIES),$(wildcard tests/test_$(family)*.py))
 CPP = git ls-files -co --exclude-standard -- '*.h' '*.cpp' '*.mm' '*.metal'
 
-.PHONY: demo test test-all lint format bench bench-simulator macos-wheel macos-check build setup clean
+.PHONY: demo test test-all lint format bench bench-simulator macos-wheel macos-check hub build setup clean
 
 demo: build
 	$(PY) -m mpskernels demo
 
+# With ARGS, one run as they say; --math-mode safe is among them.
 test: build
 	$(PYTEST) -n 2 -m "not slow" $(ARGS)
+	$(if $(ARGS),,$(PYTEST) -n 2 -m "not slow" --math-mode safe $(KERNEL_TESTS))
 
 test-all: build
 	$(PYTEST) -n 2 $(ARGS)
+	$(if $(ARGS),,$(PYTEST) -n 2 --math-mode safe $(KERNEL_TESTS))
 
 lint: setup
 	$(PY) -m ruff check
@@ -44,6 +51,10 @@ macos-wheel: $(STAMP)-macos
 
 macos-check: $(STAMP)-macos
 	$(PY) -m macos.check
+
+hub:
+	rm -rf build/hub && mkdir -p build/hub
+	cp -RL build.toml flake.nix torch-ext csrc metal build/hub
 
 build: setup
 	@echo "==> Native build (ninja; nothing to do when nothing changed)"

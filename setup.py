@@ -21,10 +21,12 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
 SIMULATOR = HERE / "mpskernels" / "simulator"
 MACOS = platform.system() == "Darwin"
+DEVICE = "simulator/lib/libmpsk_metal.so"
 METAL_STD = "metal3.1"
 
 
@@ -102,9 +104,10 @@ class Build:
             self.ldflags = f"-shared -fuse-ld=lld-19 -Wl,-z,defs {torch_libs} {' '.join(framework['LIBRARIES'])}"
             # Python itself provides its C API, so only the modules may leave symbols open.
             self.python_libs = "-ltorch_python -Wl,-z,undefs"
-            self.personality = framework["PERSONALITY_SOURCE"]
         self.rule("cxx", "$flags -MMD -MF $out.d -c $in -o $out", command=self.cxx, depfile="$out.d", deps="gcc")
         self.rule("link", "$in -o $out $flags", command=self.cxx)
+        if not MACOS:
+            [self.personality] = self.objects([framework["PERSONALITY_SOURCE"]])
 
     def rule(self, name: str, arguments: str, *, command: str, **variables: str) -> None:
         self.lines += [f"rule {name}", f"  command = {command} {arguments}", f"  description = {name} $out"]
@@ -135,31 +138,27 @@ class Build:
         self.outputs.append(output)
         return output
 
-    def module(self, name: str, objects: list[Path], device: Path | None) -> None:
+    def module(self, name: str, sources: list[Path], definitions: str) -> None:
         """A Python module; on Linux it finds the software device relative to itself."""
-        if device is None:
-            self.library(f"{name}.so", objects, self.python_libs)
-        else:
-            lib = os.path.relpath(device.parent, (self.root / name).parent)
-            self.library(f"{name}.so", objects, f"{self.python_libs} -Wl,-rpath,'$$ORIGIN/{lib}'", [device])
+        objects, flags, device = self.objects(sources, definitions), self.python_libs, []
+        if not MACOS:
+            objects.append(self.personality)
+            device.append(self.root / DEVICE)
+            lib = os.path.relpath(device[0].parent, (self.root / name).parent)
+            flags += f" -Wl,-rpath,'$$ORIGIN/{lib}'"
+        self.library(f"{name}.so", objects, flags, device)
 
     def native(self) -> None:
         """`mpskernels._C`, and on Linux what stands in Metal.framework's place with its own Python module."""
-        glue = self.objects(list((HERE / "csrc").rglob("*.mm")), "-fvisibility=hidden -DTORCH_EXTENSION_NAME=_C")
+        self.module("_C", list((HERE / "csrc").rglob("*.mm")), "-fvisibility=hidden -DTORCH_EXTENSION_NAME=_C")
         if MACOS:
-            self.module("_C", glue, None)
             return
-        [personality] = self.objects([self.personality])
-        bindings = list((SIMULATOR / "framework").glob("bindings*.*"))
         rooms = SIMULATOR / "device", SIMULATOR / "framework"
-        sources = [path for room in rooms for path in room.rglob("*") if path.suffix in self.flags]
-        sources = [path for path in sources if path not in [*bindings, self.personality]]
-        device = self.library(
-            "simulator/lib/libmpsk_metal.so", [*self.objects(sources), personality], "-lboost_context"
-        )
-        bindings = self.objects(bindings, "-fvisibility=hidden -DTORCH_EXTENSION_NAME=_simulator")
-        self.module("simulator/_simulator", [*bindings, personality], device)
-        self.module("_C", [*glue, personality], device)
+        sources = {path for room in rooms for path in room.rglob("*") if path.suffix in self.flags}
+        bindings = {path for path in sources if path.stem.startswith("bindings")}
+        self.module("simulator/_simulator", [*bindings], "-fvisibility=hidden -DTORCH_EXTENSION_NAME=_simulator")
+        sources = [path for path in sources - bindings if path.stem != self.personality.name.split(".")[0]]
+        self.library(DEVICE, [*self.objects(sources), self.personality], "-lboost_context")
 
     def sources(self) -> None:
         """The kernels' sources, which travel always: where a metallib cannot be built, they are what is compiled."""
@@ -172,8 +171,9 @@ class Build:
             (folder / name).write_text(text + "\n")
         self.outputs += [folder / name for name in sorted(texts)]
 
-    def metallib(self) -> str | None:
-        """One object per .metal file, then a link; says how it was done, or None where there is no compiler."""
+    def metallib(self, safe: Path | None) -> str | None:
+        """One object per .metal file, then a link; says how it was done, or None where there is no compiler. In fast
+        math, and for the tests again in safe math, as `safe`."""
         if MACOS:
             xcrun = program("xcrun", "xcode-select --install")
             # It is run, not looked for: Xcode 26 has a stand-in that only says what to download.
@@ -187,31 +187,41 @@ class Build:
                 )
                 return None
             compiler, linker = f"{xcrun} -sdk macosx metal -mmacosx-version-min=14.0", f"{xcrun} -sdk macosx metallib"
-            arguments, implicit = f"-std={METAL_STD} -O2 -MMD -MF $depfile", []
+            arguments, implicit = f"-std={METAL_STD} -O2 -MMD -MF $depfile $math", []
+            math = {"fast": "-ffast-math", "safe": "-fno-fast-math"}
         else:
             compiler = linker = f"PYTHONPATH={SIMULATOR} {sys.executable} -m compiler"
-            arguments = f"--std={METAL_STD} --depfile $depfile"
-            linker += " --link"
+            arguments = f"--std={METAL_STD} --depfile $depfile $math"
+            linker += " --link $math"
+            math = {mode: f"--math-mode={mode}" for mode in ("fast", "safe")}
             parts = [*(SIMULATOR / "compiler").rglob("*"), *(SIMULATOR / "msl").rglob("*"), SIMULATOR / "device/abi.h"]
             implicit = sorted(path for path in parts if path.is_file() and path.suffix != ".pyc")
         arguments = f"{arguments} -I{HERE / 'metal'} -c $in -o $out"
         self.rule("metal", arguments, command=compiler, deps="gcc")
         self.rule("metallib", "$in -o $out", command=linker)
-        objects = []
-        for source in sorted((HERE / "metal").glob("*.metal")):
-            output = self.scratch / "metal" / f"{source.stem}.o"
-            objects.append(self.edge("metal", output, [source], implicit=implicit, depfile=output.with_suffix(".d")))
-        self.outputs.append(self.edge("metallib", self.root / "mpskernels.metallib", objects))
+        installed = self.root / "mpskernels.metallib"
+        for library, mode in [(installed, "fast")] + ([(safe, "safe")] if safe else []):
+            objects = []
+            for source in sorted((HERE / "metal").glob("*.metal")):
+                output = self.scratch / "metal" / mode / f"{source.stem}.o"
+                options = {"depfile": output.with_suffix(".d"), "math": math[mode]}
+                objects.append(self.edge("metal", output, [source], implicit=implicit, **options))
+            self.edge("metallib", library, objects, math=math[mode])
+        self.outputs.append(installed)
         return f"xcrun metal -std={METAL_STD}" if MACOS else f"the simulator's compiler, -std={METAL_STD}"
 
-    def run(self) -> None:
+    def run(self, safe: Path | None) -> None:
         self.native()
         self.sources()
-        record = {"torch": torch_minor(), "metallib": self.metallib()}
-        self.scratch.mkdir(parents=True, exist_ok=True)
+        record = {"torch": torch_minor(), "metallib": self.metallib(safe)}
         self.root.mkdir(parents=True, exist_ok=True)
         (self.root / "build.json").write_text(json.dumps(record, indent=2) + "\n")
         self.outputs.append(self.root / "build.json")
+        self.make()
+
+    def make(self) -> None:
+        """Runs ninja on all that was collected."""
+        self.scratch.mkdir(parents=True, exist_ok=True)
         file = self.scratch / "build.ninja"
         file.write_text("\n".join(["ninja_required_version = 1.10", f"builddir = {self.scratch}", *self.lines, ""]))
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
@@ -230,7 +240,8 @@ class BuildNative(build_ext):
         root = HERE if in_place else Path(self.build_lib).resolve()
         scratch = HERE / "build" / "inplace" if in_place else Path(self.build_temp).resolve()
         self.build = Build(root, scratch)
-        self.build.run()
+        # The tests' second metallib belongs to a checkout, never to a wheel.
+        self.build.run(safe=HERE / "build" / "mpskernels-safe.metallib" if in_place else None)
 
     def get_outputs(self) -> list[str]:
         return [str(path) for path in self.build.outputs]
@@ -239,9 +250,24 @@ class BuildNative(build_ext):
         return {}
 
 
+class BuildForMac(build_py):
+    """The package without the simulator, of which only the module that says where it runs is left."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.packages = [name for name in self.packages if not name.startswith("mpskernels.simulator.")]
+        self.package_data.pop("mpskernels.simulator", None)
+
+    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
+        modules = super().find_package_modules(package, package_dir)
+        return [one for one in modules if package != "mpskernels.simulator" or one[1] == "__init__"]
+
+
 if __name__ == "__main__":
     setup(
         ext_modules=[Extension("mpskernels._C", sources=[])],
-        cmdclass={"build_ext": BuildNative},
+        cmdclass={"build_ext": BuildNative, **({"build_py": BuildForMac} if MACOS else {})},
         install_requires=[f"torch=={torch_minor()}.*"],
+        # As it is built, whatever Python says that it is for itself.
+        options={"bdist_wheel": {"plat_name": "macosx_14_0_arm64"}} if MACOS else {},
     )

@@ -8,6 +8,7 @@ import torch
 import mpskernels
 
 SIMULATED = sys.platform != "darwin"
+collect_ignore = [] if SIMULATED else ["bench_simulator.py"]
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 # Largest difference from fp64, relative to the largest value: a few hundred roundings of fp32, or two of the others.
 BOUNDS = {"f32": 1e-5, "f16": 2e-3, "bf16": 1.6e-2}

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <vector>
 
@@ -85,9 +86,9 @@ void encode(const char* op, const char* pass, const activation_choice& choice, a
 
 }  // namespace
 
-void check_gated(const std::string& op_name, const at::Tensor& gate, const Optional& up,
-                 const std::string& approximate) {
-  const char* op = op_name.c_str();
+void check_gated(std::string_view op_name, const at::Tensor& gate, const Optional& up, std::string_view approximate) {
+  const std::string name(op_name);
+  const char* op = name.c_str();
   const Arg gate_arg{op, "gate", gate};
   check_device(gate_arg);
   check_dtype(gate_arg);
@@ -106,9 +107,10 @@ void check_gated(const std::string& op_name, const at::Tensor& gate, const Optio
                 "expected approximate to be \"none\" or \"tanh\", got \"", approximate, "\"");
 }
 
-void check_gated_backward(const std::string& op_name, const at::Tensor& grad, const at::Tensor& gate,
-                          const Optional& up, const std::string& approximate) {
-  const char* op = op_name.c_str();
+void check_gated_backward(std::string_view op_name, const at::Tensor& grad, const at::Tensor& gate, const Optional& up,
+                          std::string_view approximate) {
+  const std::string name(op_name);
+  const char* op = name.c_str();
   check_gated(op_name, gate, up, approximate);
   const Arg grad_arg{op, "grad", grad}, gate_arg{op, "gate", gate};
   check_device(grad_arg, gate_arg);
@@ -122,7 +124,7 @@ void check_gated_backward(const std::string& op_name, const at::Tensor& grad, co
 
 namespace {
 
-at::Tensor gated(const char* op, const at::Tensor& gate, const Optional& up, const std::string& approximate) {
+at::Tensor gated(const char* op, const at::Tensor& gate, const Optional& up, std::string_view approximate) {
   check_gated(op, gate, up, approximate);
   const std::vector<int64_t> sizes = out_sizes(gate, up);
   at::Tensor out = at::empty(sizes, gate.options());
@@ -133,12 +135,12 @@ at::Tensor gated(const char* op, const at::Tensor& gate, const Optional& up, con
 }
 
 Gradients gated_backward(const char* op, const at::Tensor& grad, const at::Tensor& gate, const Optional& up,
-                         const std::string& approximate) {
+                         std::string_view approximate) {
   check_gated_backward(op, grad, gate, up, approximate);
   at::Tensor of_gate = at::empty(gate.sizes(), gate.options());
   at::Tensor of_up = at::empty(up ? up->sizes() : at::IntArrayRef{0}, gate.options());
   if (grad.numel() == 0) return {of_gate, of_up};
-  const std::string name = op;
+  const std::string_view name = op;
   encode(op, "backward", *choose_activation(name.substr(0, name.find('_')), approximate), grad.sizes(),
          {up ? whole(gate) : half(gate, 0), up ? whole(*up) : half(gate, 1), whole(grad),
           up ? whole(of_gate) : half(of_gate, 0), up ? whole(of_up) : half(of_gate, 1)});
@@ -148,7 +150,7 @@ Gradients gated_backward(const char* op, const at::Tensor& grad, const at::Tenso
 at::Tensor swiglu(const at::Tensor& gate, const Optional& up) { return gated("swiglu", gate, up, "none"); }
 at::Tensor reglu(const at::Tensor& gate, const Optional& up) { return gated("reglu", gate, up, "none"); }
 at::Tensor geglu(const at::Tensor& gate, const Optional& up, c10::string_view approximate) {
-  return gated("geglu", gate, up, std::string(approximate));
+  return gated("geglu", gate, up, approximate);
 }
 Gradients swiglu_backward(const at::Tensor& grad, const at::Tensor& gate, const Optional& up) {
   return gated_backward("swiglu_backward", grad, gate, up, "none");
@@ -158,12 +160,12 @@ Gradients reglu_backward(const at::Tensor& grad, const at::Tensor& gate, const O
 }
 Gradients geglu_backward(const at::Tensor& grad, const at::Tensor& gate, const Optional& up,
                          c10::string_view approximate) {
-  return gated_backward("geglu_backward", grad, gate, up, std::string(approximate));
+  return gated_backward("geglu_backward", grad, gate, up, approximate);
 }
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(mpsk, m) {
+TORCH_LIBRARY_FRAGMENT(MPSK_NAMESPACE, m) {
   define_op(m, "swiglu(Tensor gate, Tensor? up=None) -> Tensor", swiglu, Gradient::registered);
   define_op(m, "geglu(Tensor gate, Tensor? up=None, *, str approximate=\"none\") -> Tensor", geglu,
             Gradient::registered);

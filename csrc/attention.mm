@@ -104,7 +104,7 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
   return out;
 }
 
-TORCH_LIBRARY_FRAGMENT(mpsk, m) {
+TORCH_LIBRARY_FRAGMENT(MPSK_NAMESPACE, m) {
   define_op(m, "attention(Tensor q, Tensor k, Tensor v, *, bool is_causal=False, float? scale=None) -> Tensor",
             attention);
 }

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <vector>
 
@@ -21,21 +22,14 @@
 
 namespace mpsk {
 
-// What the ops have in common, in the order of their schemas.
-using LossOptions = std::tuple<int64_t, double, double, std::optional<double>, std::string>;
-
 namespace {
 
+// What the ops have in common.
 struct Options {
   int64_t ignore_index;
   double label_smoothing, z_loss;
   std::optional<double> soft_cap;
-  std::string reduction;
-
-  Options(int64_t ignored, double smoothing, double z, std::optional<double> cap, c10::string_view reduced)
-      : ignore_index(ignored), label_smoothing(smoothing), z_loss(z), soft_cap(cap), reduction(reduced) {}
-  Options(const LossOptions& all) : Options(std::make_from_tuple<Options>(all)) {}
-  operator LossOptions() const { return {ignore_index, label_smoothing, z_loss, soft_cap, reduction}; }
+  std::string_view reduction;
 };
 
 void check_options(const char* op, const Options& options) {
@@ -93,7 +87,7 @@ at::Tensor view(const at::Tensor& t, at::IntArrayRef sizes, at::IntArrayRef stri
 
 at::Tensor matmul(const at::Tensor& a, const at::Tensor& b) {
   static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("mpsk::matmul", "")
+                             .findSchemaOrThrow(C10_STRINGIZE(MPSK_NAMESPACE) "::matmul", "")
                              .typed<at::Tensor(const at::Tensor&, const at::Tensor&)>();
   return op.call(a, b);
 }
@@ -131,6 +125,8 @@ loss_params params_of(const char* op, const Rows& rows, const Options& options) 
       .classes = logits.defined() ? static_cast<uint32_t>(narrow<int32_t>(logits.size(-1), op, "classes")) : 0,
       .first_class = static_cast<uint32_t>(rows.first_class),
       .all_classes = static_cast<uint32_t>(narrow<int32_t>(rows.all_classes, op, "classes")),
+      .simdgroups_per_row = 0,
+      .rows_per_threadgroup = 0,
       .label_smoothing = static_cast<float>(options.label_smoothing),
       .z_loss = static_cast<float>(options.z_loss),
       .soft_cap = static_cast<float>(options.soft_cap.value_or(0.0))};
@@ -153,13 +149,19 @@ bool is_i64(const at::Tensor& targets) { return targets.scalar_type() == at::kLo
 
 void launch_rows(const char* op, const Rows& rows, const Options& options) {
   if (rows.targets.numel() == 0 || rows.logits.size(-1) == 0) return;
-  const loss_params params = params_of(op, rows, options);
+  loss_params params = params_of(op, rows, options);
   const at::Tensor& logits = rows.logits;
   const int64_t pack = 16 / logits.element_size();
   bool packs = logits.stride(-1) == 1 && logits.size(-1) % pack == 0 && logits.storage_offset() % pack == 0;
   for (uint32_t d = 0; d < params.dims && params.rows > 1; ++d) {
     packs = packs && params.strides[loss_operand_logits][d] % pack == 0;
   }
+  // A thread has 16 bytes of classes under way at once; short rows are gathered to threadgroups of 256 threads.
+  const int64_t wanted = (logits.size(-1) + 32 * pack - 1) / (32 * pack);
+  const int64_t simdgroups = std::min<int64_t>(wanted, loss_row_threads / 32);
+  const int64_t together = std::clamp<int64_t>(8 / simdgroups, 1, params.rows);
+  params.simdgroups_per_row = static_cast<uint32_t>(simdgroups);
+  params.rows_per_threadgroup = static_cast<uint32_t>(together);
   const bool in_place = rows.gradient.defined() && rows.gradient.is_same(logits);
   auto kernel = pipeline(c10::str("cross_entropy_rows_", dtype_suffix(logits)),
                          {{loss_constant_targets_i64, "targets_i64", is_i64(rows.targets)},
@@ -180,7 +182,8 @@ void launch_rows(const char* op, const Rows& rows, const Options& options) {
     if (rows.upstream.defined()) encoder.tensor(loss_buffer_upstream, rows.upstream);
     if (rows.gradient.defined()) encoder.tensor(loss_buffer_gradient, rows.gradient);
     encoder.params(loss_buffer_params, params);
-    encoder.dispatch(grid(params.rows), {.x = loss_row_threads});
+    encoder.dispatch(grid((params.rows + static_cast<size_t>(together) - 1) / static_cast<size_t>(together)),
+                     {.x = static_cast<size_t>(32 * simdgroups * together)});
   });
 }
 
@@ -252,9 +255,12 @@ at::Tensor flat_rows(const char* op, const char* name, const at::Tensor& t, int6
 
 }  // namespace
 
-void check_cross_entropy(const std::string& op_name, const at::Tensor& logits, const at::Tensor& targets,
-                         const LossOptions& options) {
-  const char* op = op_name.c_str();
+void check_cross_entropy(std::string_view op_name, const at::Tensor& logits, const at::Tensor& targets,
+                         int64_t ignore_index, double label_smoothing, double z_loss, std::optional<double> soft_cap,
+                         std::string_view reduction) {
+  const std::string name(op_name);
+  const char* op = name.c_str();
+  const Options options{ignore_index, label_smoothing, z_loss, soft_cap, reduction};
   const Arg logits_arg{op, "logits", logits};
   check_device(logits_arg);
   check_dtype(logits_arg);
@@ -265,15 +271,22 @@ void check_cross_entropy(const std::string& op_name, const at::Tensor& logits, c
 }
 
 void check_cross_entropy_backward(const at::Tensor& grad, const at::Tensor& logits, const at::Tensor& targets,
-                                  const at::Tensor& lse, const at::Tensor& scale, const LossOptions& options) {
+                                  const at::Tensor& lse, const at::Tensor& scale, int64_t ignore_index,
+                                  double label_smoothing, double z_loss, std::optional<double> soft_cap,
+                                  std::string_view reduction) {
   const char* op = "cross_entropy_backward";
-  check_cross_entropy(op, logits, targets, options);
+  const Options options{ignore_index, label_smoothing, z_loss, soft_cap, reduction};
+  check_cross_entropy(op, logits, targets, ignore_index, label_smoothing, z_loss, soft_cap, reduction);
   check_saved({op, "grad", grad}, {op, "lse", lse}, {op, "scale", scale}, targets, {op, "logits", logits}, options);
 }
 
-void check_linear_cross_entropy(const std::string& op_name, const at::Tensor& hidden, const at::Tensor& weight,
-                                const at::Tensor& targets, const LossOptions& options, std::optional<int64_t> chunk) {
-  const char* op = op_name.c_str();
+void check_linear_cross_entropy(std::string_view op_name, const at::Tensor& hidden, const at::Tensor& weight,
+                                const at::Tensor& targets, int64_t ignore_index, double label_smoothing, double z_loss,
+                                std::optional<double> soft_cap, std::string_view reduction,
+                                std::optional<int64_t> chunk) {
+  const std::string name(op_name);
+  const char* op = name.c_str();
+  const Options options{ignore_index, label_smoothing, z_loss, soft_cap, reduction};
   const Arg hidden_arg{op, "hidden", hidden}, weight_arg{op, "weight", weight};
   check_device(hidden_arg);
   check_device(weight_arg, hidden_arg);
@@ -290,9 +303,13 @@ void check_linear_cross_entropy(const std::string& op_name, const at::Tensor& hi
 
 void check_linear_cross_entropy_backward(const at::Tensor& grad, const at::Tensor& hidden, const at::Tensor& weight,
                                          const at::Tensor& targets, const at::Tensor& lse, const at::Tensor& scale,
-                                         const LossOptions& options, std::optional<int64_t> chunk) {
+                                         int64_t ignore_index, double label_smoothing, double z_loss,
+                                         std::optional<double> soft_cap, std::string_view reduction,
+                                         std::optional<int64_t> chunk) {
   const char* op = "linear_cross_entropy_backward";
-  check_linear_cross_entropy(op, hidden, weight, targets, options, chunk);
+  const Options options{ignore_index, label_smoothing, z_loss, soft_cap, reduction};
+  check_linear_cross_entropy(op, hidden, weight, targets, ignore_index, label_smoothing, z_loss, soft_cap, reduction,
+                             chunk);
   check_saved({op, "grad", grad}, {op, "lse", lse}, {op, "scale", scale}, targets, {op, "hidden", hidden}, options);
 }
 
@@ -302,10 +319,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> cross_entropy(const a
                                                                          const at::Tensor& targets,
                                                                          int64_t ignore_index, double label_smoothing,
                                                                          double z_loss, std::optional<double> soft_cap,
-                                                                         c10::string_view reduction, bool gradient) {
+                                                                         std::string_view reduction, bool gradient) {
   const char* op = "cross_entropy";
-  const Options options(ignore_index, label_smoothing, z_loss, soft_cap, reduction);
-  check_cross_entropy(op, logits, targets, options);
+  const Options options{ignore_index, label_smoothing, z_loss, soft_cap, reduction};
+  check_cross_entropy(op, logits, targets, ignore_index, label_smoothing, z_loss, soft_cap, reduction);
   const at::TensorOptions f32 = logits.options().dtype(at::kFloat);
   at::Tensor losses = at::empty(targets.sizes(), f32), lse = at::empty(targets.sizes(), f32);
   at::Tensor of_logits = at::empty(gradient ? logits.sizes() : at::IntArrayRef{0}, logits.options());
@@ -326,9 +343,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> cross_entropy(const a
 at::Tensor cross_entropy_backward(const at::Tensor& grad, const at::Tensor& logits, const at::Tensor& targets,
                                   const at::Tensor& lse, const at::Tensor& scale, int64_t ignore_index,
                                   double label_smoothing, double z_loss, std::optional<double> soft_cap,
-                                  c10::string_view reduction) {
-  const Options options(ignore_index, label_smoothing, z_loss, soft_cap, reduction);
-  check_cross_entropy_backward(grad, logits, targets, lse, scale, options);
+                                  std::string_view reduction) {
+  const Options options{ignore_index, label_smoothing, z_loss, soft_cap, reduction};
+  check_cross_entropy_backward(grad, logits, targets, lse, scale, ignore_index, label_smoothing, z_loss, soft_cap,
+                               reduction);
   at::Tensor of_logits = at::empty(logits.sizes(), logits.options());
   launch_rows("cross_entropy_backward",
               {.logits = logits,
@@ -346,11 +364,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_cross_entropy(const at::Te
                                                                     const at::Tensor& targets, int64_t ignore_index,
                                                                     double label_smoothing, double z_loss,
                                                                     std::optional<double> soft_cap,
-                                                                    c10::string_view reduction,
+                                                                    std::string_view reduction,
                                                                     std::optional<int64_t> chunk) {
   const char* op = "linear_cross_entropy";
-  const Options options(ignore_index, label_smoothing, z_loss, soft_cap, reduction);
-  check_linear_cross_entropy(op, hidden, weight, targets, options, chunk);
+  const Options options{ignore_index, label_smoothing, z_loss, soft_cap, reduction};
+  check_linear_cross_entropy(op, hidden, weight, targets, ignore_index, label_smoothing, z_loss, soft_cap, reduction,
+                             chunk);
   const at::AutoDispatchBelowADInplaceOrView guard;
   const at::TensorOptions f32 = hidden.options().dtype(at::kFloat);
   at::Tensor losses = at::empty(targets.sizes(), f32), lse = at::empty(targets.sizes(), f32);
@@ -378,11 +397,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_cross_entropy(const at::Te
 std::tuple<at::Tensor, at::Tensor> linear_cross_entropy_backward(
     const at::Tensor& grad, const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets,
     const at::Tensor& lse, const at::Tensor& scale, int64_t ignore_index, double label_smoothing, double z_loss,
-    std::optional<double> soft_cap, c10::string_view reduction, std::optional<int64_t> chunk, bool hidden_gradient,
+    std::optional<double> soft_cap, std::string_view reduction, std::optional<int64_t> chunk, bool hidden_gradient,
     bool weight_gradient) {
   const char* op = "linear_cross_entropy_backward";
-  const Options options(ignore_index, label_smoothing, z_loss, soft_cap, reduction);
-  check_linear_cross_entropy_backward(grad, hidden, weight, targets, lse, scale, options, chunk);
+  const Options options{ignore_index, label_smoothing, z_loss, soft_cap, reduction};
+  check_linear_cross_entropy_backward(grad, hidden, weight, targets, lse, scale, ignore_index, label_smoothing, z_loss,
+                                      soft_cap, reduction, chunk);
   const at::AutoDispatchBelowADInplaceOrView guard;
   const auto empty_if = [&](bool wanted, const at::Tensor& like) {
     return at::empty(wanted ? like.sizes() : at::IntArrayRef{0}, like.options());
@@ -434,7 +454,7 @@ std::tuple<at::Tensor, at::Tensor> linear_cross_entropy_backward(
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(mpsk, m) {
+TORCH_LIBRARY_FRAGMENT(MPSK_NAMESPACE, m) {
   const std::string options =
       "int ignore_index=-100, float label_smoothing=0.0, float z_loss=0.0, float? soft_cap=None, "
       "str reduction=\"mean\"";

@@ -174,6 +174,6 @@ at::Tensor matmul(const at::Tensor& a_arg, const at::Tensor& b_arg) {
   return out;
 }
 
-TORCH_LIBRARY_FRAGMENT(mpsk, m) { define_op(m, "matmul(Tensor a, Tensor b) -> Tensor", matmul); }
+TORCH_LIBRARY_FRAGMENT(MPSK_NAMESPACE, m) { define_op(m, "matmul(Tensor a, Tensor b) -> Tensor", matmul); }
 
 }  // namespace mpsk

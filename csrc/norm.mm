@@ -111,6 +111,8 @@ at::Tensor rms_norm(const at::Tensor& x, const std::optional<at::Tensor>& weight
   return out;
 }
 
-TORCH_LIBRARY_FRAGMENT(mpsk, m) { define_op(m, "rms_norm(Tensor x, Tensor? weight, float eps) -> Tensor", rms_norm); }
+TORCH_LIBRARY_FRAGMENT(MPSK_NAMESPACE, m) {
+  define_op(m, "rms_norm(Tensor x, Tensor? weight, float eps) -> Tensor", rms_norm);
+}
 
 }  // namespace mpsk

@@ -206,7 +206,7 @@ std::tuple<at::Tensor, at::Tensor> rope(const at::Tensor& q, const Optional& k, 
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(mpsk, m) {
+TORCH_LIBRARY_FRAGMENT(MPSK_NAMESPACE, m) {
   define_op(m,
             "rope(Tensor q, Tensor? k=None, Tensor? cos=None, Tensor? sin=None, Tensor? positions=None, *, "
             "SymInt offset=0, float base=10000.0, int? dims=None, bool interleaved=False, int[] sections=[], "

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "runtime/check.h"
@@ -103,9 +104,10 @@ void check_scores(const Arg& x, double scale, std::optional<double> soft_cap) {
 
 }  // namespace
 
-void check_softmax(const std::string& op_name, const at::Tensor& x, const Optional& mask, double scale, bool is_causal,
+void check_softmax(std::string_view op_name, const at::Tensor& x, const Optional& mask, double scale, bool is_causal,
                    std::optional<double> soft_cap) {
-  const char* op = op_name.c_str();
+  const std::string name(op_name);
+  const char* op = name.c_str();
   const Arg x_arg{op, "x", x};
   check_scores(x_arg, scale, soft_cap);
   require_value(!is_causal || x.dim() >= 2, op, "expected x.dim() >= 2 where is_causal, got ", x.dim());
@@ -122,9 +124,10 @@ void check_softmax(const std::string& op_name, const at::Tensor& x, const Option
   }
 }
 
-void check_softmax_backward(const std::string& op_name, const at::Tensor& grad, const at::Tensor& out,
-                            const Optional& x, double scale, std::optional<double> soft_cap) {
-  const char* op = op_name.c_str();
+void check_softmax_backward(std::string_view op_name, const at::Tensor& grad, const at::Tensor& out, const Optional& x,
+                            double scale, std::optional<double> soft_cap) {
+  const std::string name(op_name);
+  const char* op = name.c_str();
   const Arg out_arg{op, "out", out};
   check_scores(out_arg, scale, soft_cap);
   require_value(x.has_value() == soft_cap.has_value(), op, "expected both x and soft_cap, or neither");
@@ -215,7 +218,7 @@ at::Tensor log_softmax_backward(const at::Tensor& grad, const at::Tensor& out, c
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(mpsk, m) {
+TORCH_LIBRARY_FRAGMENT(MPSK_NAMESPACE, m) {
   const char* options = "Tensor? mask=None, *, float scale=1.0, bool is_causal=False, float? soft_cap=None";
   define_op(m, c10::str("softmax(Tensor x, ", options, ") -> Tensor").c_str(), softmax, Gradient::registered);
   define_op(m, c10::str("log_softmax(Tensor x, ", options, ") -> Tensor").c_str(), log_softmax, Gradient::registered);

@@ -122,15 +122,15 @@ def module(series: str) -> Path:
 
 def wheel(series: str) -> Path:
     """Where torch keeps no layout across its series, each has its own wheel, told apart by the local version."""
+    on_mac = runpy.run_path(str(ROOT / "setup.py"))
 
     class BuildModule(build_ext):
         def run(self) -> None:
             root = Path(self.build_lib) / "mpskernels"
             (root / "metal").mkdir(parents=True, exist_ok=True)
             (root / "_C.so").write_bytes(module(series).read_bytes())
-            flatten = runpy.run_path(str(ROOT / "setup.py"))["flatten"]
             for source in (ROOT / "metal").glob("*.metal"):
-                (root / "metal" / source.name).write_text(flatten(source, set()) + "\n")
+                (root / "metal" / source.name).write_text(on_mac["flatten"](source, set()) + "\n")
             # No metallib: the kernels are compiled where they run.
             (root / "build.json").write_text(json.dumps({"torch": series, "metallib": None}, indent=2) + "\n")
 
@@ -151,7 +151,7 @@ def wheel(series: str) -> Path:
             "bdist_wheel": {"plat_name": "macosx_14_0_arm64", "bdist_dir": str(scratch / "files")},
         },
         ext_modules=[Extension("mpskernels._C", sources=[])],
-        cmdclass={"build_ext": BuildModule},
+        cmdclass={"build_ext": BuildModule, "build_py": on_mac["BuildForMac"]},
         install_requires=[f"torch=={series}.*"],
     )
     [(_, _, file)] = distribution.dist_files

@@ -69,6 +69,12 @@ def clashes(paths: Iterable[str]) -> list[str]:
     return [f"{path}: differs from another file by case alone" for path in paths if count[path.casefold()] > 1]
 
 
+def strangers(names: Iterable[str]) -> list[str]:
+    """What a wheel for macOS has no use for: the simulator, but for the module that says so."""
+    kept = "mpskernels/simulator/__init__.py"
+    return [name for name in names if name.startswith("mpskernels/simulator/") and name != kept]
+
+
 def wheel_faults(file: Path, series: str) -> list[str]:
     """What would keep pip from installing a wheel on macOS 14, or it from working there."""
     with zipfile.ZipFile(file) as archive, tempfile.TemporaryDirectory() as scratch:
@@ -87,6 +93,7 @@ def wheel_faults(file: Path, series: str) -> list[str]:
         "not guarded against another torch": json.loads(files["mpskernels/build.json"])["torch"] == series,
         "other kernels than metal/": kernels == {name for name in files if name.endswith(".metal")},
         "another platform's module": [name for name in files if ".so" in name] == ["mpskernels/_C.so"],
+        "parts of the simulator": not strangers(files),
         "a kernel that includes our headers": not any(b'#include "' in files[name] for name in kernels),
     }
     return [fault for fault, passed in wanted.items() if not passed]

@@ -40,22 +40,21 @@ inline float cap(float x, constant loss_params& p) { return capped ? p.soft_cap 
 // The class of element i of a thread's chunk: with `packs` adjacent ones, without so that neighbouring threads take
 // neighbouring classes.
 template <uint size>
-inline uint class_at(uint chunk, uint i, uint thread_index) {
-  return packs ? (chunk * loss_row_threads + thread_index) * size + i
-               : (chunk * size + i) * loss_row_threads + thread_index;
+inline uint class_at(uint chunk, uint i, uint thread_index, uint threads) {
+  return packs ? (chunk * threads + thread_index) * size + i : (chunk * size + i) * threads + thread_index;
 }
 
 // Capped logits; lowest_score, which has no part in the sum, past the end.
 template <typename T>
-inline pack<T> load_logits(const device T* x, uint chunk, uint thread_index, constant loss_params& p) {
+inline pack<T> load_logits(const device T* x, uint chunk, uint thread_index, uint threads, constant loss_params& p) {
   constexpr uint size = pack_size<T>();
   pack<T> values;
-  const uint first = class_at<size>(chunk, 0, thread_index);
+  const uint first = class_at<size>(chunk, 0, thread_index, threads);
   if (packs && first < p.classes) {
     values = load_pack(x + first);
   }
   for (uint i = 0; i < size; ++i) {
-    const uint c = class_at<size>(chunk, i, thread_index);
+    const uint c = class_at<size>(chunk, i, thread_index, threads);
     if (c >= p.classes) {
       values.values[i] = lowest_score;
     } else {
@@ -65,12 +64,15 @@ inline pack<T> load_logits(const device T* x, uint chunk, uint thread_index, con
   return values;
 }
 
-// cross_entropy_rows: a threadgroup takes a row; a first pass for loss and lse, a second for the gradient.
+// cross_entropy_rows: simdgroups_per_row simdgroups take a row; a first pass for loss and lse, a second for the
+// gradient.
 //
-// Grid: x and y together number the rows. Threadgroup: (loss_row_threads). Threadgroup bytes: 384.
+// Grid: x and y together number the threadgroups, of rows_per_threadgroup rows each.
+// Threadgroup: (32 * simdgroups_per_row * rows_per_threadgroup). Threadgroup bytes: 384.
 // Necessary: the logits read once for either pass, the gradient written once. What the kernel adds:
 // - with both passes the logits are read again, from cache as far as the rows under way fit there;
-// - the logit of the target is read once more; two barriers for each row of the first pass.
+// - the logit of the target is read once more; up to two barriers for a row of the first pass that has more
+//   than one simdgroup.
 template <typename T>
 [[kernel, max_total_threads_per_threadgroup(loss_row_threads)]] void cross_entropy_rows(
     const device T* logits [[buffer(loss_buffer_logits), function_constant(separate)]],
@@ -82,53 +84,52 @@ template <typename T>
     const device float* upstream [[buffer(loss_buffer_upstream), function_constant(has_upstream)]],
     device T* gradient [[buffer(loss_buffer_gradient), function_constant(writes_gradient)]],
     constant loss_params& p [[buffer(loss_buffer_params)]], uint2 group [[threadgroup_position_in_grid]],
-    uint thread_index [[thread_index_in_threadgroup]], uint lane [[thread_index_in_simdgroup]],
-    uint simdgroup [[simdgroup_index_in_threadgroup]]) {
+    uint lane [[thread_index_in_simdgroup]], uint simdgroup [[simdgroup_index_in_threadgroup]]) {
   constexpr uint size = pack_size<T>();
-  constexpr uint simdgroups = loss_row_threads / 32;
-  threadgroup float2 partial[simdgroups];
-  threadgroup float partial_sum[simdgroups];
-  const ulong at = ulong(group.y) * loss_grid_width + group.x;
-  if (at >= p.rows) {
-    return;  // the whole threadgroup: the last y may be filled in part
-  }
-  const uint row = uint(at);
+  threadgroup float2 partial[loss_row_threads / 32];
+  threadgroup float partial_sum[loss_row_threads / 32];
+  const uint simdgroups = p.simdgroups_per_row, threads = simdgroups * 32;
+  const uint row_in_group = simdgroup / simdgroups, first_simdgroup = row_in_group * simdgroups;
+  const uint thread_index = (simdgroup - first_simdgroup) * 32 + lane;  // in the row
+  const ulong at = (ulong(group.y) * loss_grid_width + group.x) * p.rows_per_threadgroup + row_in_group;
+  const bool exists = at < p.rows;  // false for the last rows of the last threadgroup, which must reach the barriers
+  const uint row = exists ? uint(at) : 0;
   const long targets_at = row_offset(row, loss_operand_targets, p);
   const long target = targets_i64 ? i64[targets_at] : long(i32[targets_at]);
   const bool ignored = target == p.ignore_index;
   const bool valid = target >= 0 && target < long(p.all_classes);
-  device T* of_row = writes_gradient ? gradient + at * p.classes : gradient;
+  device T* of_row = writes_gradient ? gradient + ulong(row) * p.classes : gradient;
   const device T* x = separate ? logits + row_offset(row, loss_operand_logits, p) : of_row;
-  const uint chunks = p.classes == 0 ? 0 : (p.classes - 1) / (loss_row_threads * size) + 1;
+  const uint chunks = exists ? (p.classes - 1) / (threads * size) + 1 : 0;
   const float nan = as_type<float>(0x7fc00000u);
 
   float log_sum;
   if (writes_loss) {
     float target_logit = 0.0f;
-    if (thread_index == 0 && valid && !ignored) {
+    if (thread_index == 0 && exists && valid && !ignored) {
       target_logit = cap(float(x[target * p.class_stride]), p);
     }
     online sum;
     float total = 0.0f;  // of the logits
     for (uint chunk = 0; chunk < chunks; ++chunk) {
-      const pack<T> values = load_logits(x, chunk, thread_index, p);
+      const pack<T> values = load_logits(x, chunk, thread_index, threads, p);
       float highest = sum.max;
       for (uint i = 0; i < size; ++i) {
         highest = max(highest, values.values[i]);
-        total += class_at<size>(chunk, i, thread_index) < p.classes ? values.values[i] : 0.0f;
+        total += class_at<size>(chunk, i, thread_index, threads) < p.classes ? values.values[i] : 0.0f;
       }
       sum.raise(highest);
       for (uint i = 0; i < size; ++i) {
         sum.sum += sum.part(values.values[i]);
       }
     }
-    sum = simdgroups_online(sum, 0, simdgroups, lane, simdgroup, partial);
+    sum = simdgroups_online(sum, first_simdgroup, simdgroups, lane, simdgroup, partial);
     if (p.label_smoothing != 0.0f) {
-      total = simdgroups_sum(total, 0, simdgroups, lane, simdgroup, partial_sum);
+      total = simdgroups_sum(total, first_simdgroup, simdgroups, lane, simdgroup, partial_sum);
     }
     const float log_of_sum = precise::log(sum.sum);
     log_sum = sum.max + log_of_sum;
-    if (thread_index == 0) {
+    if (thread_index == 0 && exists) {
       // lse - x[t] by way of max: the two largest terms cancel.
       float value = log_of_sum + (sum.max - target_logit);
       if (p.label_smoothing != 0.0f) {
@@ -156,10 +157,10 @@ template <typename T>
     const float of_sum = 1.0f + 2.0f * p.z_loss * log_sum;
     const float of_each = p.label_smoothing / float(p.all_classes), of_target = 1.0f - p.label_smoothing;
     for (uint chunk = 0; chunk < chunks; ++chunk) {
-      pack<T> values = load_logits(x, chunk, thread_index, p);
+      pack<T> values = load_logits(x, chunk, thread_index, threads, p);
       for (uint i = 0; i < size; ++i) {
         const float score = values.values[i];
-        const uint c = class_at<size>(chunk, i, thread_index);
+        const uint c = class_at<size>(chunk, i, thread_index, threads);
         float g = online::part_of(score, log_sum) * of_sum - of_each;
         if (long(p.first_class) + c == target) {
           g -= of_target;
@@ -170,14 +171,14 @@ template <typename T>
         }
         values.values[i] = ignored ? 0.0f : valid ? g * factor : nan;
       }
-      const uint first = class_at<size>(chunk, 0, thread_index);
+      const uint first = class_at<size>(chunk, 0, thread_index, threads);
       if (packs) {
         if (first < p.classes) {
           store_pack(of_row + first, values);
         }
       } else {
         for (uint i = 0; i < size; ++i) {
-          const uint c = class_at<size>(chunk, i, thread_index);
+          const uint c = class_at<size>(chunk, i, thread_index, threads);
           if (c < p.classes) {
             of_row[c] = T(values.values[i]);
           }

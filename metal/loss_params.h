@@ -47,6 +47,8 @@ struct loss_params {
   uint32_t classes;      // of the logits given, less than 2^31
   uint32_t first_class;  // the logits are a slice of all classes, from this one on
   uint32_t all_classes;
+  uint32_t simdgroups_per_row;
+  uint32_t rows_per_threadgroup;
   float label_smoothing;
   float z_loss;
   float soft_cap;
@@ -58,11 +60,11 @@ struct loss_copy_params {
   uint64_t offset;
 };
 
-static_assert(sizeof(loss_params) == 496, "no implicit padding");
+static_assert(sizeof(loss_params) == 504, "no implicit padding");
 static_assert(sizeof(loss_copy_params) == 16, "no implicit padding");
 #ifndef __METAL_VERSION__
 static_assert(offsetof(loss_params, class_stride) == 384);
 static_assert(offsetof(loss_params, sizes) == 400);
 static_assert(offsetof(loss_params, dims) == 464);
-static_assert(offsetof(loss_params, soft_cap) == 492);
+static_assert(offsetof(loss_params, soft_cap) == 500);
 #endif

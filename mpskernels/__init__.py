@@ -8,6 +8,7 @@ package puts behind torch's `mps` device; see `mpskernels.simulator`.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -26,13 +27,27 @@ def _load() -> None:
     if built["torch"] != found:
         raise ImportError(
             f"mpskernels was built against torch {built['torch']} and found torch {found}, of another C++ interface; "
-            "rebuild it with: make build (or pip install --no-build-isolation .)"
+            f"install mpskernels for torch {found}, or rebuild it with: make build (or pip install "
+            "--no-build-isolation .)"
         )
     if sys.platform != "darwin":
         from mpskernels import simulator  # noqa: F401  (Metal and torch's mps device, which the glue needs)
     from mpskernels import _C
 
     _C.set_metallib(str(_HERE / ("mpskernels.metallib" if built["metallib"] else "metal")))
+    _C.set_cache_folder(_cache_folder())
+
+
+def _cache_folder() -> str:
+    """The user's folder for what can be made again, as the system has it; empty where there is no home."""
+    try:
+        if sys.platform == "darwin":
+            base = Path.home() / "Library" / "Caches"
+        else:
+            base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return ""
+    return str(base / "mpskernels")
 
 
 _load()

@@ -11,6 +11,22 @@ from mpskernels import _C
 
 
 @dataclasses.dataclass(frozen=True)
+class Cache:
+    """Where pipelines are kept that were compiled from source, and what it gave since the process began."""
+
+    folder: str  # empty: none is kept
+    usable: bool  # it is there, or could be made, and files can be made in it
+    loaded: int  # pipelines that came from it
+    compiled: int  # pipelines that had to be compiled
+    problem: str  # the last file or folder that could not be used, and why; empty: none
+
+    def __str__(self) -> str:
+        state = f"{self.loaded} pipelines loaded, {self.compiled} compiled" if self.usable else "not usable"
+        problem = f"; last problem: {self.problem}" if self.problem else ""
+        return f"{self.folder or 'none'}: {state}{problem}"
+
+
+@dataclasses.dataclass(frozen=True)
 class Info:
     """A snapshot; `str()` of it is what `python -m mpskernels info` prints."""
 
@@ -21,6 +37,7 @@ class Info:
     metallib: str  # its path; a folder of sources where the build had no Metal compiler
     metallib_built_by: str
     functions: int  # kernels in the metallib
+    cache: Cache | None  # of a folder of sources; a metallib needs none
     pipelines: list[str]  # created so far, as name?constant=value
     launches: dict[str, dict[str, int]]  # op -> pipeline -> how often it was dispatched
 
@@ -31,6 +48,7 @@ class Info:
             f"torch      {self.torch}",
             f"metallib   {self.metallib}",
             f"           {self.functions} functions, built by {self.metallib_built_by}",
+            *([f"cache      {self.cache}"] if self.cache else []),
             f"pipelines  {len(self.pipelines)} created",
         ]
         width = max(map(len, self.launches), default=0)
@@ -47,14 +65,16 @@ def info() -> Info:
     folder of sources, compiles all."""
     path = _C.metallib_path()
     built = json.loads((Path(__file__).parent / "build.json").read_text())
+    from_source = Path(path).is_dir()
     return Info(
         device=_C.device_name(),
         gpu_family=_C.gpu_family(),
         simulated=sys.platform != "darwin",
         torch=torch.__version__,
         metallib=path,
-        metallib_built_by="Metal itself, from source at first use" if Path(path).is_dir() else built["metallib"],
+        metallib_built_by="Metal itself, from source at first use" if from_source else built["metallib"],
         functions=len(_C.function_names()),
+        cache=Cache(*_C.cache_report()) if from_source else None,
         pipelines=_C.pipelines(),
         launches=_C.launches(),
     )

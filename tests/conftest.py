@@ -1,3 +1,4 @@
+import json
 import sys
 from pathlib import Path
 
@@ -7,7 +8,30 @@ sys.path.insert(0, str(Path(__file__).parent))  # cases.py, for the tests of eve
 
 import cases
 
-import mpskernels  # noqa: F401  (its device must exist before the tests make tensors)
+import mpskernels  # its device must exist before the tests make tensors
+from mpskernels import _C
+
+SAFE_METALLIB = Path(__file__).resolve().parents[1] / "build" / "mpskernels-safe.metallib"
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--math-mode", choices=["fast", "safe"], default="fast", help="the math mode of the kernels that are tested"
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("math_mode") == "fast":
+        return  # as installed
+    built = json.loads((Path(mpskernels.__file__).parent / "build.json").read_text())
+    if built["metallib"] is None:
+        pytest.exit("no Metal compiler here, and so no kernels in safe math: nothing is tested", returncode=0)
+    if not SAFE_METALLIB.exists():
+        raise pytest.UsageError(f"no {SAFE_METALLIB}: build with make build")
+    _C.set_metallib(str(SAFE_METALLIB))
+
+
+pytest_plugins = ["mpskernels.pytest_plugin"]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -10,6 +10,7 @@ from mpskernels import _C
 
 ROOT = Path(__file__).resolve().parents[1]
 FAMILIES = sorted(path.name.removesuffix("_variants.h") for path in (ROOT / "metal").glob("*_variants.h"))
+ABOUT_FILES = {"test_layout.py", "test_macos.py", "test_package.py"}  # what is in the package, not what it does
 BUDGET = {}  # families that may have more than 64 variants, each with its reason
 
 
@@ -59,6 +60,13 @@ def test_readme_table_is_the_registered_ops():
     rows = re.findall(r"^\| `(mpsk::[^`]+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert len(rows) == len(set(rows))
     assert set(rows) == registered
+
+
+def test_tests_of_the_ops_know_no_simulator():
+    word = re.compile(r"\b_?simulator\b(?!/)")
+    files = [path for path in (ROOT / "tests").glob("test_*.py") if path.name not in ABOUT_FILES]
+    assert files
+    assert [path.name for path in files if word.search(path.read_text())] == []
 
 
 def test_kernels_and_glue_know_no_platform():

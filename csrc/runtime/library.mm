@@ -9,6 +9,7 @@
 
 #include "runtime/metal.h"
 #include "runtime/pipeline.h"
+#include "runtime/pipeline_cache.h"
 #include "runtime/runtime.h"
 
 namespace mpsk {
@@ -18,6 +19,7 @@ namespace {
 struct Library {
   std::string path;
   Retained<NSString*> source = {};  // of a .metal file
+  id<MTLLibrary> (*embedded)(id<MTLDevice>, NSError**) = nullptr;
   Retained<id<MTLLibrary>> opened = {};
 };
 
@@ -26,18 +28,17 @@ struct State {
   std::string path;
   std::vector<Library> libraries;
   std::map<std::string, std::shared_ptr<const Pipeline>> pipelines;
+  PipelineCache cache;
 };
+
+// Sources are compiled as the metallib is: its language, and fast math, which is not the default of every version.
+constexpr MTLLanguageVersion kLanguage = MTLLanguageVersion3_1;
+constexpr BOOL kFastMath = YES;
 
 State& state() {
   static State* const instance = new State;  // never destroyed: Metal may be gone when the process ends
   return *instance;
 }
-
-std::string message(NSError* error) {
-  return error == nil ? "no reason given" : [[error localizedDescription] UTF8String];
-}
-
-NSString* ns_string(const std::string& text) { return [NSString stringWithUTF8String:text.c_str()]; }
 
 // In what follows the caller holds the mutex and an autorelease pool.
 
@@ -67,13 +68,14 @@ id<MTLLibrary> open(Library& library) {
   NSError* error = nil;
   if (!library.source) {
     NSURL* url = [NSURL fileURLWithPath:ns_string(library.path)];
-    library.opened = Retained<id<MTLLibrary>>([metal_device() newLibraryWithURL:url error:&error]);
+    library.opened = Retained<id<MTLLibrary>>(library.embedded != nullptr ? library.embedded(metal_device(), &error)
+                                                                          : [metal_device() newLibraryWithURL:url
+                                                                                                        error:&error]);
     TORCH_CHECK(library.opened, "mpsk: cannot open the metallib ", library.path, ": ", message(error));
   } else {
-    // As the metallib is compiled: its language, and fast math, which is not the default of every version.
     Retained<MTLCompileOptions*> options([[MTLCompileOptions alloc] init]);
-    [options.get() setLanguageVersion:MTLLanguageVersion3_1];
-    [options.get() setFastMathEnabled:YES];
+    [options.get() setLanguageVersion:kLanguage];
+    [options.get() setFastMathEnabled:kFastMath];
     library.opened = Retained<id<MTLLibrary>>([metal_device() newLibraryWithSource:library.source.get()
                                                                            options:options.get()
                                                                              error:&error]);
@@ -102,8 +104,10 @@ std::shared_ptr<const Pipeline> create(State& s, const std::string& name, const 
   }
   NSError* error = nil;
   Retained<id<MTLFunction>> function;
+  NSString* source = nil;
   for (Library& library : libraries(s)) {
     if (function || !may_hold(library, name)) continue;
+    source = library.source.get();
     function = Retained<id<MTLFunction>>([open(library) newFunctionWithName:ns_string(name)
                                                              constantValues:values.get()
                                                                       error:&error]);
@@ -112,10 +116,13 @@ std::shared_ptr<const Pipeline> create(State& s, const std::string& name, const 
   Retained<MTLComputePipelineDescriptor*> descriptor([[MTLComputePipelineDescriptor alloc] init]);
   [descriptor.get() setLabel:ns_string(label)];
   [descriptor.get() setComputeFunction:function.get()];
-  Retained<id<MTLComputePipelineState>> pso([metal_device() newComputePipelineStateWithDescriptor:descriptor.get()
-                                                                                          options:MTLPipelineOptionNone
-                                                                                       reflection:nullptr
-                                                                                            error:&error]);
+  Retained<id<MTLComputePipelineState>> pso;
+  if (source == nil) {
+    pso = new_pipeline_state(descriptor.get(), MTLPipelineOptionNone, &error);
+  } else {
+    const std::string decides = c10::str(kLanguage, ' ', int{kFastMath}, ' ', label, '\n', [source UTF8String]);
+    pso = s.cache.create(descriptor.get(), name, decides, &error);
+  }
   TORCH_CHECK(pso, "mpsk: cannot create the pipeline ", label, ": ", message(error));
   return std::make_shared<const Pipeline>(label, std::move(pso));
 }
@@ -130,10 +137,29 @@ void set_metallib(const std::string& path) {
   s.pipelines.clear();
 }
 
+void set_metallib(id<MTLLibrary> (*open)(id<MTLDevice> device, NSError** error)) {
+  set_metallib("inside the module");
+  State& s = state();
+  std::lock_guard lock(s.mutex);
+  s.libraries.push_back({.path = s.path, .embedded = open});
+}
+
 std::string metallib_path() {
   State& s = state();
   std::lock_guard lock(s.mutex);
   return s.path;
+}
+
+void set_cache_folder(const std::string& path) {
+  State& s = state();
+  std::lock_guard lock(s.mutex);
+  s.cache.set_folder(path);
+}
+
+CacheReport cache_report() {
+  State& s = state();
+  std::lock_guard lock(s.mutex);
+  return s.cache.report();
 }
 
 std::vector<std::string> function_names() {

@@ -3,6 +3,7 @@
 
 #import <Metal/Metal.h>
 
+#include <string>
 #include <utility>
 
 namespace mpsk {
@@ -26,6 +27,14 @@ class Retained {
   Object object_ = nil;
 };
 
+// Takes the kernels from a library that the binary itself holds; `open` is called when one is first asked for.
+void set_metallib(id<MTLLibrary> (*open)(id<MTLDevice> device, NSError** error));
+
 id<MTLDevice> metal_device();
+
+inline NSString* ns_string(const std::string& text) { return [NSString stringWithUTF8String:text.c_str()]; }
+inline std::string message(NSError* error) {
+  return error == nil ? "no reason given" : [[error localizedDescription] UTF8String];
+}
 
 }  // namespace mpsk

@@ -5,6 +5,14 @@
 
 #include <string>
 
+// The namespace of the ops in torch. Hugging Face's kernel-builder gives each build one of its own, so that a process
+// can load several.
+#ifdef METAL_KERNEL
+#define MPSK_NAMESPACE TORCH_EXTENSION_NAME
+#else
+#define MPSK_NAMESPACE mpsk
+#endif
+
 namespace mpsk {
 
 // The kernel of every op for Autograd: raises NotImplementedError where a gradient would be needed, else passes on.

@@ -16,7 +16,8 @@
 //     });
 //     return out;
 //   }
-//   TORCH_LIBRARY_FRAGMENT(mpsk, m) { define_op(m, "scale(Tensor x, float factor) -> Tensor", scale); }   // register.h
+//   TORCH_LIBRARY_FRAGMENT(MPSK_NAMESPACE, m) { define_op(m, "scale(Tensor x, float factor) -> Tensor", scale); }   //
+//   register.h
 //
 // Everything throws C++ exceptions, which arrive in Python as the matching ones; nothing here outlives a failure.
 #pragma once
@@ -48,6 +49,18 @@ const Device& device();
 void set_metallib(const std::string& path);
 std::string metallib_path();
 std::vector<std::string> function_names();  // compiles every file of a folder
+
+// Pipelines of a folder of .metal files, as machine code, are kept in this folder for the processes to come; see
+// pipeline_cache.h. Empty, and so at first: nothing is kept.
+struct CacheReport {
+  std::string folder;
+  bool usable = false;  // it exists or could be made, and a file could be made in it
+  size_t loaded = 0;    // pipelines that came from it, since it was set
+  size_t compiled = 0;  // pipelines of sources that did not
+  std::string problem;  // the last file or folder that could not be used, and why; empty: none
+};
+void set_cache_folder(const std::string& path);
+CacheReport cache_report();
 
 // A yes/no that specialises a kernel: [[function_constant(index)]].
 struct Constant {

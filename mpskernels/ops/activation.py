@@ -2,7 +2,8 @@
 
 import torch
 
-from mpskernels import _C
+from .. import _C
+from .._ops import add_op_namespace_prefix, ops
 
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor | None = None) -> torch.Tensor:
@@ -30,7 +31,7 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor | None = None) -> torch.Tensor:
             forward mode, or of the gradient.
         RuntimeError: what is no tensor at all; the library of kernels cannot be read.
     """
-    return torch.ops.mpsk.swiglu(gate, up)
+    return ops.swiglu(gate, up)
 
 
 def geglu(gate: torch.Tensor, up: torch.Tensor | None = None, *, approximate: str = "none") -> torch.Tensor:
@@ -46,12 +47,12 @@ def geglu(gate: torch.Tensor, up: torch.Tensor | None = None, *, approximate: st
 
     Returns, raises: as `swiglu`; ValueError for another `approximate`.
     """
-    return torch.ops.mpsk.geglu(gate, up, approximate=approximate)
+    return ops.geglu(gate, up, approximate=approximate)
 
 
 def reglu(gate: torch.Tensor, up: torch.Tensor | None = None) -> torch.Tensor:
     """`max(gate, 0) * up`. Arguments, result and errors as in `swiglu`; NaN in `gate` stays NaN."""
-    return torch.ops.mpsk.reglu(gate, up)
+    return ops.reglu(gate, up)
 
 
 def _register(op: str) -> None:
@@ -60,12 +61,12 @@ def _register(op: str) -> None:
     def out_shape(gate: torch.Tensor, up: torch.Tensor | None) -> list[int]:
         return [*gate.shape] if up is not None else [*gate.shape[:-1], gate.shape[-1] // 2]
 
-    @torch.library.register_fake(f"mpsk::{op}")
+    @torch.library.register_fake(add_op_namespace_prefix(op))
     def _(gate: torch.Tensor, up: torch.Tensor | None = None, *, approximate: str = "none") -> torch.Tensor:
         _C.check_gated(op, gate, up, approximate)
         return gate.new_empty(out_shape(gate, up))
 
-    @torch.library.register_fake(f"mpsk::{op}_backward")
+    @torch.library.register_fake(add_op_namespace_prefix(f"{op}_backward"))
     def _(
         grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor | None, *, approximate: str = "none"
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,10 +79,10 @@ def _register(op: str) -> None:
 
     def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         gate, up = ctx.saved_tensors
-        of_gate, of_up = getattr(torch.ops.mpsk, f"{op}_backward")(grad, gate, up, **ctx.options)
+        of_gate, of_up = getattr(ops, f"{op}_backward")(grad, gate, up, **ctx.options)
         return of_gate, None if up is None else of_up
 
-    torch.library.register_autograd(f"mpsk::{op}", backward, setup_context=setup_context)
+    torch.library.register_autograd(add_op_namespace_prefix(op), backward, setup_context=setup_context)
 
 
 for _op in ("swiglu", "geglu", "reglu"):

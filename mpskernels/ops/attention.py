@@ -2,7 +2,8 @@
 
 import torch
 
-from mpskernels import _C
+from .. import _C
+from .._ops import add_op_namespace_prefix, ops
 
 
 def attention(
@@ -38,10 +39,10 @@ def attention(
             is needed, in reverse mode or in forward mode.
         RuntimeError: what is no tensor at all; the library of kernels cannot be read.
     """
-    return torch.ops.mpsk.attention(q, k, v, is_causal=is_causal, scale=scale)
+    return ops.attention(q, k, v, is_causal=is_causal, scale=scale)
 
 
-@torch.library.register_fake("mpsk::attention")
+@torch.library.register_fake(add_op_namespace_prefix("attention"))
 def _(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, is_causal: bool = False, scale: float | None = None
 ) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 import torch
 
-from mpskernels import _C
+from .. import _C
+from .._ops import add_op_namespace_prefix, ops
 
 
 def cross_entropy(
@@ -46,7 +47,7 @@ def cross_entropy(
             nested or otherwise not dense; a gradient in forward mode, or of the gradient.
         RuntimeError: what is no tensor at all; the library of kernels cannot be read.
     """
-    return torch.ops.mpsk.cross_entropy(
+    return ops.cross_entropy(
         logits,
         targets,
         ignore_index=ignore_index,
@@ -71,7 +72,7 @@ def cross_entropy_and_gradient(
 
     A row is read a second time for the gradient while it is in cache. Arguments and errors as in `cross_entropy`.
     """
-    loss, _, _, gradient = torch.ops.mpsk.cross_entropy(
+    loss, _, _, gradient = ops.cross_entropy(
         logits.detach(),
         targets,
         ignore_index=ignore_index,
@@ -113,7 +114,7 @@ def linear_cross_entropy(
 
     Raises: as `cross_entropy`; NotImplementedError where no stride describes the leading dimensions.
     """
-    return torch.ops.mpsk.linear_cross_entropy(
+    return ops.linear_cross_entropy(
         hidden,
         weight,
         targets,
@@ -134,7 +135,7 @@ def _scalars(targets: torch.Tensor, reduction: str) -> tuple[torch.Tensor, torch
     return loss, empty(targets.shape), empty(1 if reduction == "mean" else 0)
 
 
-@torch.library.register_fake("mpsk::cross_entropy")
+@torch.library.register_fake(add_op_namespace_prefix("cross_entropy"))
 def _(
     logits: torch.Tensor,
     targets: torch.Tensor,
@@ -146,12 +147,11 @@ def _(
     reduction: str = "mean",
     gradient: bool = False,
 ) -> tuple[torch.Tensor, ...]:
-    options = (ignore_index, label_smoothing, z_loss, soft_cap, reduction)
-    _C.check_cross_entropy("cross_entropy", logits, targets, options)
+    _C.check_cross_entropy("cross_entropy", logits, targets, ignore_index, label_smoothing, z_loss, soft_cap, reduction)
     return *_scalars(targets, reduction), logits.new_empty(logits.shape if gradient else 0)
 
 
-@torch.library.register_fake("mpsk::cross_entropy_backward")
+@torch.library.register_fake(add_op_namespace_prefix("cross_entropy_backward"))
 def _(
     grad: torch.Tensor,
     logits: torch.Tensor,
@@ -165,12 +165,13 @@ def _(
     soft_cap: float | None = None,
     reduction: str = "mean",
 ) -> torch.Tensor:
-    options = (ignore_index, label_smoothing, z_loss, soft_cap, reduction)
-    _C.check_cross_entropy_backward(grad, logits, targets, lse, scale, options)
+    _C.check_cross_entropy_backward(
+        grad, logits, targets, lse, scale, ignore_index, label_smoothing, z_loss, soft_cap, reduction
+    )
     return logits.new_empty(logits.shape)
 
 
-@torch.library.register_fake("mpsk::linear_cross_entropy")
+@torch.library.register_fake(add_op_namespace_prefix("linear_cross_entropy"))
 def _(
     hidden: torch.Tensor,
     weight: torch.Tensor,
@@ -183,12 +184,22 @@ def _(
     reduction: str = "mean",
     chunk: int | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    options = (ignore_index, label_smoothing, z_loss, soft_cap, reduction)
-    _C.check_linear_cross_entropy("linear_cross_entropy", hidden, weight, targets, options, chunk)
+    _C.check_linear_cross_entropy(
+        "linear_cross_entropy",
+        hidden,
+        weight,
+        targets,
+        ignore_index,
+        label_smoothing,
+        z_loss,
+        soft_cap,
+        reduction,
+        chunk,
+    )
     return _scalars(targets, reduction)
 
 
-@torch.library.register_fake("mpsk::linear_cross_entropy_backward")
+@torch.library.register_fake(add_op_namespace_prefix("linear_cross_entropy_backward"))
 def _(
     grad: torch.Tensor,
     hidden: torch.Tensor,
@@ -206,8 +217,20 @@ def _(
     hidden_gradient: bool = True,
     weight_gradient: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    options = (ignore_index, label_smoothing, z_loss, soft_cap, reduction)
-    _C.check_linear_cross_entropy_backward(grad, hidden, weight, targets, lse, scale, options, chunk)
+    _C.check_linear_cross_entropy_backward(
+        grad,
+        hidden,
+        weight,
+        targets,
+        lse,
+        scale,
+        ignore_index,
+        label_smoothing,
+        z_loss,
+        soft_cap,
+        reduction,
+        chunk,
+    )
     return (
         hidden.new_empty(hidden.shape if hidden_gradient else 0),
         weight.new_empty(weight.shape if weight_gradient else 0),
@@ -222,16 +245,18 @@ def _setup_context(ctx, inputs: tuple, keyword_only_inputs: dict, output: tuple)
 
 
 def _backward(ctx, grad: torch.Tensor, *_) -> tuple[torch.Tensor, None]:
-    return torch.ops.mpsk.cross_entropy_backward(grad, *ctx.saved_tensors, **ctx.options), None
+    return ops.cross_entropy_backward(grad, *ctx.saved_tensors, **ctx.options), None
 
 
 def _linear_backward(ctx, grad: torch.Tensor, *_) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
     needed = ctx.needs_input_grad[:2]
-    gradients = torch.ops.mpsk.linear_cross_entropy_backward(
+    gradients = ops.linear_cross_entropy_backward(
         grad, *ctx.saved_tensors, **ctx.options, hidden_gradient=needed[0], weight_gradient=needed[1]
     )
     return *(t if need else None for t, need in zip(gradients, needed, strict=True)), None
 
 
-torch.library.register_autograd("mpsk::cross_entropy", _backward, setup_context=_setup_context)
-torch.library.register_autograd("mpsk::linear_cross_entropy", _linear_backward, setup_context=_setup_context)
+torch.library.register_autograd(add_op_namespace_prefix("cross_entropy"), _backward, setup_context=_setup_context)
+torch.library.register_autograd(
+    add_op_namespace_prefix("linear_cross_entropy"), _linear_backward, setup_context=_setup_context
+)

@@ -2,7 +2,8 @@
 
 import torch
 
-from mpskernels import _C
+from .. import _C
+from .._ops import add_op_namespace_prefix, ops
 
 
 def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -28,10 +29,10 @@ def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
             nested or otherwise not dense; a gradient is needed, in reverse mode or in forward mode.
         RuntimeError: what is no tensor at all; the library of kernels cannot be read.
     """
-    return torch.ops.mpsk.matmul(a, b)
+    return ops.matmul(a, b)
 
 
-@torch.library.register_fake("mpsk::matmul")
+@torch.library.register_fake(add_op_namespace_prefix("matmul"))
 def _(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     sizes = _C.check_matmul(a, b)
     return a.new_empty(sizes)

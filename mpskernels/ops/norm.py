@@ -2,7 +2,8 @@
 
 import torch
 
-from mpskernels import _C
+from .. import _C
+from .._ops import add_op_namespace_prefix, ops
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor | None = None, eps: float = 1e-6) -> torch.Tensor:
@@ -31,10 +32,10 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor | None = None, eps: float = 1
             mode or in forward mode.
         RuntimeError: what is no tensor at all; the library of kernels cannot be read.
     """
-    return torch.ops.mpsk.rms_norm(x, weight, eps)
+    return ops.rms_norm(x, weight, eps)
 
 
-@torch.library.register_fake("mpsk::rms_norm")
+@torch.library.register_fake(add_op_namespace_prefix("rms_norm"))
 def _(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
     _C.check_rms_norm(x, weight, eps)
     return x.new_empty(x.shape)

@@ -2,7 +2,8 @@
 
 import torch
 
-from mpskernels import _C
+from .. import _C
+from .._ops import add_op_namespace_prefix, ops
 
 
 def rope(
@@ -57,7 +58,7 @@ def rope(
             otherwise not dense; a gradient of cos or sin, or in forward mode.
         RuntimeError: what is no tensor at all; the library of kernels cannot be read.
     """
-    q_out, k_out = torch.ops.mpsk.rope(
+    q_out, k_out = ops.rope(
         q,
         k,
         cos,
@@ -73,7 +74,7 @@ def rope(
     return q_out if k is None else (q_out, k_out)
 
 
-@torch.library.register_fake("mpsk::rope")
+@torch.library.register_fake(add_op_namespace_prefix("rope"))
 def _(
     q: torch.Tensor,
     k: torch.Tensor | None = None,
@@ -96,15 +97,17 @@ def _setup_context(ctx, inputs: tuple, keyword_only_inputs: dict, output: tuple)
     _, k, cos, sin, positions = inputs
     for name, needed in zip(("cos", "sin"), ctx.needs_input_grad[2:4], strict=False):  # arguments left out have none
         if needed:
-            raise NotImplementedError(f"mpsk::rope: no gradient for {name}, which requires grad; pass it detached")
+            raise NotImplementedError(
+                f"{add_op_namespace_prefix('rope')}: no gradient for {name}, which requires grad; pass it detached"
+            )
     ctx.save_for_backward(cos, sin, positions)
     ctx.has_k = k is not None
     ctx.options = {**keyword_only_inputs, "inverse": not keyword_only_inputs["inverse"]}
 
 
 def _backward(ctx, grad_q: torch.Tensor, grad_k: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    of_q, of_k = torch.ops.mpsk.rope(grad_q, grad_k if ctx.has_k else None, *ctx.saved_tensors, **ctx.options)
+    of_q, of_k = ops.rope(grad_q, grad_k if ctx.has_k else None, *ctx.saved_tensors, **ctx.options)
     return of_q, of_k if ctx.has_k else None, None, None, None
 
 
-torch.library.register_autograd("mpsk::rope", _backward, setup_context=_setup_context)
+torch.library.register_autograd(add_op_namespace_prefix("rope"), _backward, setup_context=_setup_context)

@@ -2,7 +2,8 @@
 
 import torch
 
-from mpskernels import _C
+from .. import _C
+from .._ops import add_op_namespace_prefix, ops
 
 
 def softmax(
@@ -41,7 +42,7 @@ def softmax(
             nested or otherwise not dense; a gradient of the mask, in forward mode, or of the gradient.
         RuntimeError: what is no tensor at all; the library of kernels cannot be read.
     """
-    return torch.ops.mpsk.softmax(x, mask, scale=scale, is_causal=is_causal, soft_cap=soft_cap)
+    return ops.softmax(x, mask, scale=scale, is_causal=is_causal, soft_cap=soft_cap)
 
 
 def log_softmax(
@@ -53,11 +54,11 @@ def log_softmax(
     soft_cap: float | None = None,
 ) -> torch.Tensor:
     """The logarithm of `softmax`, of scores that take no part -inf. Arguments, gradient and errors as in `softmax`."""
-    return torch.ops.mpsk.log_softmax(x, mask, scale=scale, is_causal=is_causal, soft_cap=soft_cap)
+    return ops.log_softmax(x, mask, scale=scale, is_causal=is_causal, soft_cap=soft_cap)
 
 
 def _register(op: str) -> None:
-    @torch.library.register_fake(f"mpsk::{op}")
+    @torch.library.register_fake(add_op_namespace_prefix(op))
     def _(
         x: torch.Tensor,
         mask: torch.Tensor | None = None,
@@ -69,7 +70,7 @@ def _register(op: str) -> None:
         _C.check_softmax(op, x, mask, scale, is_causal, soft_cap)
         return x.new_empty(x.shape)
 
-    @torch.library.register_fake(f"mpsk::{op}_backward")
+    @torch.library.register_fake(add_op_namespace_prefix(f"{op}_backward"))
     def _(
         grad: torch.Tensor,
         out: torch.Tensor,
@@ -83,14 +84,16 @@ def _register(op: str) -> None:
 
     def setup_context(ctx, inputs: tuple, keyword_only_inputs: dict, output: torch.Tensor) -> None:
         if any(ctx.needs_input_grad[1:2]):
-            raise NotImplementedError(f"mpsk::{op}: no gradient for mask, which requires grad; pass it detached")
+            raise NotImplementedError(
+                f"{add_op_namespace_prefix(op)}: no gradient for mask, which requires grad; pass it detached"
+            )
         ctx.options = {name: keyword_only_inputs[name] for name in ("scale", "soft_cap")}
         ctx.save_for_backward(output, inputs[0] if ctx.options["soft_cap"] is not None else None)
 
     def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return getattr(torch.ops.mpsk, f"{op}_backward")(grad, *ctx.saved_tensors, **ctx.options), None
+        return getattr(ops, f"{op}_backward")(grad, *ctx.saved_tensors, **ctx.options), None
 
-    torch.library.register_autograd(f"mpsk::{op}", backward, setup_context=setup_context)
+    torch.library.register_autograd(add_op_namespace_prefix(op), backward, setup_context=setup_context)
 
 
 for _op in ("softmax", "log_softmax"):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import shutil
 import struct
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mpskernels.simulator import _simulator, compiler
+from mpskernels.simulator.compiler import clang
 
 Scalar = bool | int | float
 Argument = Tensor | Scalar | Sequence[Scalar] | None
@@ -192,17 +196,35 @@ def load_metallib(source: str | os.PathLike[str] | bytes | bytearray) -> ShaderL
     raise TypeError(f"load_metallib: expected bytes or a path, got {type(source).__name__}")
 
 
+_INCLUDES = Path(torch.__file__).parent / "include"
+
+
 def _compile(source: str, folder: str, math_mode: str) -> Path:
-    includes = [Path(torch.__file__).parent / "include"]
-    return compiler.compile(source, Path(folder) / "shader.metallib", includes=includes, math_mode=math_mode)
+    return compiler.compile(source, Path(folder) / "shader.metallib", includes=[_INCLUDES], math_mode=math_mode)
 
 
 _folder = tempfile.TemporaryDirectory(prefix="mpsk-")
 
 
 def _compile_for_metal(source: str, math_mode: str) -> str:
-    """For `newLibraryWithSource:`, which opens the file later: it stays until the process ends."""
-    return str(_compile(source, tempfile.mkdtemp(dir=_folder.name), math_mode))
+    """For `newLibraryWithSource:`, which opens the file later: it stays until the process ends.
+
+    As macOS does, it keeps the library for the processes to come, where the user's cache folder can be used.
+    """
+    fingerprint = clang.fingerprint(math_mode, torch.__version__, str(_INCLUDES), source)
+    kept = clang.cache_folder() / f"library-{fingerprint[:20]}.metallib"
+    if kept.exists():
+        with contextlib.suppress(RuntimeError):  # damaged: it is replaced
+            _simulator.Library(str(kept))
+            return str(kept)
+    made = _compile(source, tempfile.mkdtemp(dir=_folder.name), math_mode)
+    with contextlib.suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
+            os.replace(shutil.copy(made, scratch), kept)
+    return str(made)
 
 
 _simulator.set_compiler(_compile_for_metal)
+_RUN_COMPILER = "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); runpy.run_module('compiler', None, '__main__')"
+_simulator.set_instrumenter([sys.executable, "-c", _RUN_COMPILER, str(Path(__file__).parent)])

@@ -7,6 +7,8 @@
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <functional>
 #include <map>
 #include <string>
@@ -47,6 +49,30 @@ MTLFunctionConstantValues* has_bias(bool value) {
   MTLFunctionConstantValues* constants = [[MTLFunctionConstantValues new] autorelease];
   [constants setConstantValue:&value type:MTLDataTypeBool atIndex:0];
   return constants;
+}
+
+MTLComputePipelineDescriptor* descriptor(const char* name, MTLFunctionConstantValues* constants = nil) {
+  MTLComputePipelineDescriptor* result = [[MTLComputePipelineDescriptor new] autorelease];
+  result.computeFunction = [[library newFunctionWithName:[NSString stringWithUTF8String:name]
+                                          constantValues:constants
+                                                   error:nullptr] autorelease];
+  return result;
+}
+
+// A folder for one case.
+std::string scratch() {
+  std::string path = std::string(getenv("TMPDIR") == nullptr ? "/tmp" : getenv("TMPDIR")) + "/archives-XXXXXX";
+  return mkdtemp(path.data());
+}
+
+NSURL* file_url(const std::string& path) {
+  return [NSURL fileURLWithPath:[NSString stringWithUTF8String:path.c_str()]];
+}
+
+id<MTLBinaryArchive> archive(NSURL* url, NSError** error = nullptr) {
+  MTLBinaryArchiveDescriptor* from = [[MTLBinaryArchiveDescriptor new] autorelease];
+  from.url = url;
+  return [[device newBinaryArchiveWithDescriptor:from error:error] autorelease];
 }
 
 // A command buffer with an encoder on which `kernel` is set; `axpy` has its arguments bound too.
@@ -640,6 +666,85 @@ const std::vector<std::pair<const char*, Case>> cases = {
        NSError* error = nil;
        [device newLibraryWithSource:@"kernel void f() {}" options:nil error:&error];
        return std::to_string([error code]) + " " + text([error localizedDescription]);
+     }},
+
+    // Binary archives.
+    {"archive_gives_what_was_added",
+     [] {
+       const std::string folder = scratch();
+       id<MTLBinaryArchive> made = archive(nil);
+       [made addComputePipelineFunctionsWithDescriptor:descriptor("axpy") error:nullptr];
+       [made addComputePipelineFunctionsWithDescriptor:descriptor("maybe_bias", has_bias(true)) error:nullptr];
+       const bool written = [made serializeToURL:file_url(folder + "/one") error:nullptr];
+       NSArray* archives = [NSArray arrayWithObjects:archive(nil), archive(file_url(folder + "/one")), nil];
+       std::filesystem::remove_all(folder);
+       std::string seen = written ? "written" : "not written";
+       const auto create = [&](MTLComputePipelineDescriptor* from, MTLPipelineOption options) {
+         NSError* error = nil;
+         id state = [[device newComputePipelineStateWithDescriptor:from options:options reflection:nullptr
+                                                             error:&error] autorelease];
+         seen += ", " + (state == nil ? text([error localizedDescription]) : text([state label]));
+       };
+       for (MTLComputePipelineDescriptor* from : {descriptor("axpy"), descriptor("maybe_bias", has_bias(true)),
+                                                  descriptor("maybe_bias", has_bias(false)), descriptor("limited")}) {
+         from.binaryArchives = archives;
+         create([[from copy] autorelease], MTLPipelineOptionFailOnBinaryArchiveMiss);
+       }
+       MTLComputePipelineDescriptor* other = descriptor("axpy");
+       other.binaryArchives = archives;
+       other.maxTotalThreadsPerThreadgroup = 64;
+       create(other, MTLPipelineOptionFailOnBinaryArchiveMiss);
+       create(other, MTLPipelineOptionNone);
+       create(descriptor("axpy"), MTLPipelineOptionFailOnBinaryArchiveMiss);
+       return seen;
+     }},
+    {"archive_is_read_from_whole_archives_only",
+     [] {
+       const std::string folder = scratch(), path = folder + "/one";
+       id<MTLBinaryArchive> made = archive(nil);
+       [made addComputePipelineFunctionsWithDescriptor:descriptor("axpy") error:nullptr];
+       [made serializeToURL:file_url(path) error:nullptr];
+       std::string seen;
+       const auto open = [&](NSURL* url) {
+         NSError* error = nil;
+         const bool opened = archive(url, &error) != nil;
+         const std::string why = text([error localizedDescription]);
+         seen += (seen.empty() ? "" : ", ") +
+                 (opened ? "opened" : std::to_string([error code]) + why.substr(why.find(' ', why.find("://"))));
+       };
+       open(file_url(path));
+       std::filesystem::resize_file(path, std::filesystem::file_size(path) - 5);
+       open(file_url(path));
+       std::ofstream(path) << "not written by serializeToURL";
+       open(file_url(path));
+       open(file_url(folder));
+       open(file_url("/nowhere/x"));
+       open([NSURL URLWithString:@"https://example.org/x"]);
+       std::filesystem::remove_all(folder);
+       return seen;
+     }},
+    {"archive_goes_into_files_only",
+     [] {
+       std::string seen;
+       for (NSURL *url in
+            [NSArray arrayWithObjects:file_url("/nowhere/x"), [NSURL URLWithString:@"https://example.org/x"], nil]) {
+         NSError* error = nil;
+         const bool written = [archive(nil) serializeToURL:url error:&error];
+         seen += std::string(seen.empty() ? "" : ", ") +
+                 (written ? "written" : std::to_string([error code]) + " " + text([error localizedDescription]));
+       }
+       return seen;
+     }},
+    {"archive_without_descriptor",
+     [] {
+       [device newBinaryArchiveWithDescriptor:nil error:nullptr];
+       return "ran";
+     }},
+    {"archive_of_no_function",
+     [] {
+       MTLComputePipelineDescriptor* empty = [[MTLComputePipelineDescriptor new] autorelease];
+       [archive(nil) addComputePipelineFunctionsWithDescriptor:empty error:nullptr];
+       return "ran";
      }},
 
     {"library_of_a_url_that_is_no_file",

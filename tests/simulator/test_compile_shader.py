@@ -3,14 +3,19 @@
 import copy
 import ctypes
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
-from mpskernels import simulator
+import mpskernels
+from mpskernels import _C, simulator
 from mpskernels.simulator import compiler
 
 simulator.enable()
+
+SOURCES = Path(mpskernels.__file__).parent / "metal"
 
 SOURCE = r"""
 #include <metal_stdlib>
@@ -247,6 +252,52 @@ def test_metal_compiles_source_at_run_time():
         library = send(device, b"newLibraryWithSource:options:error:", text, 0, 0)
         assert library is None if count is None else send(send(library, b"functionNames"), b"count") == count
     send(pool, b"drain")
+
+
+@pytest.fixture
+def compilations(tmp_path, monkeypatch):
+    """Runs an op from source; returns how many sources that compiled. The cache folder is of this test alone."""
+    cache, rewritten = tmp_path / "cache" / "mpskernels", tmp_path / "rewritten"
+    cache.mkdir(parents=True)
+    rewritten.mkdir()
+    shutil.copy(compiler.clang.precompiled_header("fast"), cache)  # would take seconds
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent))
+    monkeypatch.setenv("MPSK_KEEP_REWRITTEN", str(rewritten))
+    metallib, folder = _C.metallib_path(), _C.cache_report()[0]
+    _C.set_cache_folder("")
+
+    def run(sources):
+        _C.set_metallib(str(sources))
+        y = mpskernels.rms_norm(torch.ones(8, device="mps"), None, 0.0)
+        assert y.tolist() == [1] * 8
+        count = len(list(rewritten.iterdir()))
+        for file in rewritten.iterdir():
+            file.unlink()
+        return count
+
+    yield run
+    _C.set_metallib(metallib)
+    _C.set_cache_folder(folder)
+
+
+def test_metal_compiles_a_source_once(compilations, tmp_path):
+    assert compilations(SOURCES) == 1
+    assert compilations(SOURCES) == 0
+    [kept] = (tmp_path / "cache" / "mpskernels").glob("library-*")
+    kept.write_bytes(kept.read_bytes()[:-1])
+    assert compilations(SOURCES) == 1
+    assert compilations(SOURCES) == 0
+    changed = shutil.copytree(SOURCES, tmp_path / "metal")
+    with (changed / "norm.metal").open("a") as file:
+        file.write("// changed\n")
+    assert compilations(changed) == 1
+
+
+def test_metal_compiles_without_a_cache(compilations, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    for _ in range(2):
+        assert compilations(SOURCES) == 1
 
 
 # Through torch ------------------------------------------------------------------------------------

@@ -107,6 +107,13 @@ WORKS = {
     "stream_commit_runs_without_a_wait": "0 12",
     "stream_makes_way_for_an_own_encoder": "4 8 12 16 ",
     "library_of_a_url_that_is_no_file": "6 newLibraryWithURL: expected a file URL, got https://example.org/x.metallib",
+    "archive_gives_what_was_added": "written, axpy, maybe_bias, maybe_bias: in none of the binary archives, "
+    "limited: in none of the binary archives, axpy: in none of the binary archives, axpy, "
+    "axpy: in none of the binary archives",
+    "archive_is_read_from_whole_archives_only": "opened, 1 is damaged or truncated, 1 is not an archive, "
+    "1 cannot be read or is empty, 1 cannot be read or is empty, 1 is no file",
+    "archive_goes_into_files_only": "4 serializeToURL: cannot write /nowhere/x, "
+    "4 serializeToURL: expected a file URL, got https://example.org/x",
     "function_missing": "5 function 'none' does not exist in the library",
     "library_missing": "6 metallib '/nowhere/x.metallib' does not exist",
     "library_from_source_without_compiler": "3 no compiler for Metal sources is loaded in this process",
@@ -150,6 +157,8 @@ REFUSED = {
     "threadgroup_struct_too_small": "(threadgroup memory 0, threadgroup Wide &): expected at least 32 bytes, got 16",
     "pipeline_without_function": "newComputePipelineState: the function is nil",
     "pipeline_of_too_many_threads": "axpy: maxTotalThreadsPerThreadgroup must be at most 1024, got 1025",
+    "archive_without_descriptor": "newBinaryArchive: the descriptor is nil",
+    "archive_of_no_function": "addComputePipelineFunctions: the function is nil",
     "constant_index_too_large": "function constants: 1 values from index 65536 on reach above 65535",
     "constant_range_wraps": "on reach above 65535",
     "constant_missing": "function 'maybe_bias': constant 'has_bias' (index 0, bool) needs a value",

@@ -36,6 +36,7 @@ typedef struct {
 @end
 
 @interface NSArray : NSObject <NSFastEnumeration>
++ (instancetype)arrayWithObject:(id)anObject;
 @end
 
 @interface NSString : NSObject

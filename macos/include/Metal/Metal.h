@@ -4,10 +4,11 @@
 
 #import <Foundation/Foundation.h>
 
-@protocol MTLBuffer
-, MTLCommandBuffer, MTLCommandQueue, MTLComputeCommandEncoder, MTLComputePipelineState, MTLDevice, MTLFunction,
-    MTLLibrary, MTLSharedEvent;
-@class MTLComputePipelineDescriptor, MTLComputePipelineReflection, MTLFunctionConstantValues;
+@protocol MTLBinaryArchive
+, MTLBuffer, MTLCommandBuffer, MTLCommandQueue, MTLComputeCommandEncoder, MTLComputePipelineState, MTLDevice,
+    MTLFunction, MTLLibrary, MTLSharedEvent;
+@class MTLBinaryArchiveDescriptor, MTLComputePipelineDescriptor, MTLComputePipelineReflection,
+    MTLFunctionConstantValues;
 
 typedef struct {
   NSUInteger width, height, depth;
@@ -32,6 +33,7 @@ typedef NS_ENUM(NSUInteger, MTLDataType) {
 
 typedef NS_OPTIONS(NSUInteger, MTLPipelineOption) {
   MTLPipelineOptionNone = 0,
+  MTLPipelineOptionFailOnBinaryArchiveMiss = 1 << 2,
 };
 
 typedef NS_ENUM(NSUInteger, MTLLanguageVersion) {
@@ -52,6 +54,17 @@ typedef void (^MTLCommandBufferHandler)(id<MTLCommandBuffer>);
 @interface MTLComputePipelineDescriptor : NSObject
 - (void)setLabel:(NSString*)label;
 - (void)setComputeFunction:(id<MTLFunction>)computeFunction;
+- (void)setBinaryArchives:(NSArray*)binaryArchives;
+@end
+
+@interface MTLBinaryArchiveDescriptor : NSObject
+- (void)setUrl:(NSURL*)url;
+@end
+
+@protocol MTLBinaryArchive <NSObject>
+- (BOOL)addComputePipelineFunctionsWithDescriptor:(MTLComputePipelineDescriptor*)descriptor
+                                            error:(__autoreleasing NSError**)error;
+- (BOOL)serializeToURL:(NSURL*)url error:(__autoreleasing NSError**)error;
 @end
 
 @protocol MTLDevice <NSObject>
@@ -66,6 +79,8 @@ typedef void (^MTLCommandBufferHandler)(id<MTLCommandBuffer>);
                                                           reflection:
                                                               (MTLComputePipelineReflection* __autoreleasing*)reflection
                                                                error:(__autoreleasing NSError**)error;
+- (id<MTLBinaryArchive>)newBinaryArchiveWithDescriptor:(MTLBinaryArchiveDescriptor*)descriptor
+                                                 error:(__autoreleasing NSError**)error;
 @end
 
 @protocol MTLLibrary <NSObject>

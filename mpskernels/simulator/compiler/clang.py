@@ -11,15 +11,17 @@ import struct
 import subprocess
 import tempfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 from .errors import CompileError
+from .instrument import instrument, mark_shifts
 from .rewrite import rewrite
 
 SIMULATOR = Path(__file__).resolve().parent.parent
 MSL = SIMULATOR / "msl"
 STDS = {"metal3.0": 300, "metal3.1": 310, "metal3.2": 320}
-ABI_VERSION = 1  # MPSK_ABI_VERSION of device/abi.h
+ABI_VERSION = 2  # MPSK_ABI_VERSION of device/abi.h
 _TRAILER = struct.Struct("<8sIIQ")
 
 # Metal's math modes (MSL 1.6.3), as flags of clang.
@@ -49,15 +51,26 @@ _LANGUAGE = [
     *("-Xclang", "-cl-ext=+all,-cl_khr_fp64,-__opencl_c_fp64", "-fdeclspec"),
     *("-Xclang", "-ffloat16-excess-precision=none"),
 ]
+# The place of a call tells the device which lanes have met, so the back end may neither merge nor copy calls.
+_CODE_PLACEMENT = [
+    *("-mllvm", "-enable-tail-merge=false", "-mllvm", "-disable-tail-duplicate", "-mllvm", "-disable-early-taildup"),
+    *("-mllvm", "-tail-dup-placement=false"),
+]
 _CODE = [
     *("-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-fwrapv"),
     # A float outside an integer's range saturates, and NaN gives 0.
     "-fno-strict-float-cast-overflow",
-    # The place of a call tells the device which lanes have met, so the back end may neither merge nor copy calls.
-    *("-mllvm", "-enable-tail-merge=false", "-mllvm", "-disable-tail-duplicate", "-mllvm", "-disable-early-taildup"),
-    *("-mllvm", "-tail-dup-placement=false"),
+    *_CODE_PLACEMENT,
     # A division that would trap on the host becomes a fault with its source position.
     "-fsanitize=integer-divide-by-zero",
+]
+# What a GPU would not do for the kernel, the instrumented code must not do either: widen accesses, peel loops.
+_INSTRUMENTED = [
+    *("-DMPSK_INSTRUMENTED", "-fno-vectorize", "-fno-slp-vectorize", "-fno-discard-value-names"),
+    *("-mllvm", "-unroll-runtime=false", "-mllvm", "-unroll-allow-partial=false"),
+    # Nothing follows from an access through null; and what two branches do is not made one thing without a place.
+    *("-fno-delete-null-pointer-checks", "-mllvm", "-simplifycfg-sink-common=false"),
+    *("-mllvm", "-simplifycfg-hoist-common=false"),
 ]
 _WARNINGS = [
     *("-Wno-c++17-extensions", "-Wno-unused", "-Wno-unknown-attributes", "-Wno-pass-failed", "-Wno-psabi"),
@@ -92,44 +105,64 @@ def _run(command: list[str], **options) -> str:
     return done.stdout
 
 
-def _flags(math_mode: str) -> list[str]:
+def _flags(math_mode: str, instrumented: bool = False) -> list[str]:
     machine = f"{platform.machine()}-unknown-linux-gnu"
-    return [*_LANGUAGE, *_CODE, "-target", machine, f"-march={target()}", *MATH_MODES[math_mode]]
+    flags = [*_LANGUAGE, *_CODE, "-target", machine, f"-march={target()}", *MATH_MODES[math_mode]]
+    return [*flags, *_INSTRUMENTED] if instrumented else flags
 
 
 def _headers() -> list[Path]:
     return sorted([*(MSL / "mpsk").glob("*.h"), SIMULATOR / "device" / "abi.h"])
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Where the simulator keeps what it has compiled; the folder may be missing."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "mpskernels"
 
 
-def precompiled_header(math_mode: str) -> Path:
-    """The precompiled `msl/mpsk/all.h`, made where it is missing. Its name tells what it was made from."""
-    flags = _flags(math_mode)
-    digest = hashlib.sha256("\0".join([*flags, _tool("clang++"), str(MSL)]).encode())
-    for header in _headers():
-        digest.update(header.read_bytes())
+def fingerprint(math_mode: str, *texts: str) -> str:
+    """A digest of this compiler, and of texts: equal where it makes the same of the same source."""
+    clang = os.stat(_tool("clang++"))
+    facts = [*_flags(math_mode), str(clang.st_size), str(clang.st_mtime_ns), *texts]
+    digest = hashlib.sha256("\0".join(facts).encode())
+    for file in [*_headers(), *sorted(MSL.iterdir()), *sorted(Path(__file__).parent.iterdir())]:
+        if file.is_file():
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _cached(name: str, key: str, make: Callable[[Path], None]) -> Path:
+    """The file `<name>-<key>` in the cache, which `make` writes where it is missing."""
     try:
-        folder = _cache_folder()
+        folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         folder = Path(tempfile.gettempdir())
-    pch = folder / f"msl-{digest.hexdigest()[:20]}.pch"
-    if not pch.exists():
-        handle, scratch = tempfile.mkstemp(dir=folder, suffix=".pch")
+    stem, suffix = name.split(".")
+    path = folder / f"{stem}-{key[:20]}.{suffix}"
+    if not path.exists():
+        handle, scratch = tempfile.mkstemp(dir=folder, suffix=f".{suffix}")
         os.close(handle)
         try:
-            source = str(MSL / "mpsk" / "all.h")
-            # The time of the headers is not checked: an installation may rewrite it.
-            check = ["-Xclang", "-fno-pch-timestamp", "-Xclang", "-fvalidate-ast-input-files-content"]
-            _run([_tool("clang++"), *flags, *check, *_WARNINGS, "-Xclang", "-emit-pch", "-c", source, "-o", scratch])
-            os.replace(scratch, pch)  # two processes may do this at once
+            make(Path(scratch))
+            os.replace(scratch, path)  # two processes may do this at once
         finally:
             Path(scratch).unlink(missing_ok=True)
-    return pch
+    return path
+
+
+def precompiled_header(math_mode: str, instrumented: bool = False) -> Path:
+    """The precompiled `msl/mpsk/all.h`, made where it is missing."""
+    flags = _flags(math_mode, instrumented)
+
+    def make(output: Path) -> None:
+        source = str(MSL / "mpsk" / "all.h")
+        # The time of the headers is not checked: an installation may rewrite it.
+        check = ["-Xclang", "-fno-pch-timestamp", "-Xclang", "-fvalidate-ast-input-files-content"]
+        _run([_tool("clang++"), *flags, *check, *_WARNINGS, "-Xclang", "-emit-pch", "-c", source, "-o", str(output)])
+
+    return _cached("msl.pch", fingerprint(math_mode, *flags, str(MSL)), make)
 
 
 def preprocess(source: Path, includes: list[Path], std: str, depfile: Path | None = None, name: str = "") -> str:
@@ -166,8 +199,50 @@ def compile_object(
     if keep := os.environ.get("MPSK_KEEP_REWRITTEN"):
         Path(keep).mkdir(parents=True, exist_ok=True)
         (Path(keep) / f"{source.stem}.cl").write_text(text)
-    command = [_tool("clang++"), *_flags(math_mode), *_WARNINGS, "-include-pch", str(precompiled_header(math_mode))]
-    _run([*command, "-Xclang", "-fno-pch-timestamp", "-c", "-", "-o", str(output)], input=text)
+    with tempfile.NamedTemporaryFile("w", suffix=".cl", dir=output.parent) as kept:
+        kept.write(text)
+        kept.flush()
+        source = _OWN_SOURCE.format(path=kept.name, size=len(text.encode()), std=std, math_mode=math_mode)
+        _compile(source + text.replace("MPSK_SOURCE", "&mpsk_own_source"), output, math_mode)
+
+
+# The rewritten source goes along, so that an instrumented twin can be made of it.
+_OWN_SOURCE = (
+    r'__asm__(".pushsection .rodata\nmpsk_source_text: .incbin \"{path}\"\n.byte 0\n.popsection"); '
+    'extern "C" __attribute__((visibility("hidden"))) const char mpsk_source_text[]; '
+    'static const mpsk_source mpsk_own_source = {{mpsk_source_text, {size}, "{std}", "{math_mode}"}};\n'
+)
+
+
+def _compile(text: str, output: Path, math_mode: str, *, instrumented: bool = False) -> None:
+    pch = precompiled_header(math_mode, instrumented)
+    command = [_tool("clang++"), *_flags(math_mode, instrumented), *_WARNINGS, "-include-pch", str(pch)]
+    command += ["-Xclang", "-fno-pch-timestamp", "-", "-o", str(output)]
+    as_text = ["-S", "-emit-llvm", "-Xclang", "-disable-llvm-passes"]
+    _run([*command, *(as_text if instrumented else ["-c"])], input=text)
+
+
+def instrumented(text: str, *, std: str, math_mode: str) -> Path:
+    """A metallib of the rewritten source of a translation unit, with every access instrumented."""
+
+    flags = _flags(math_mode, instrumented=True)
+
+    def make(output: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=output.parent) as folder:
+            raw, plain, watched, compiled = (
+                Path(folder) / name for name in ("raw.ll", "plain.ll", "watched.ll", "watched.o")
+            )
+            _compile(text.replace("MPSK_SOURCE", "0"), raw, math_mode, instrumented=True)
+            raw.write_text(mark_shifts(raw.read_text()))
+            optimising = [flag for flag in flags if flag not in _LANGUAGE]
+            _run([_tool("clang++"), *optimising, "-S", "-emit-llvm", str(raw), "-o", str(plain)])
+            watched.write_text(instrument(plain.read_text(), MSL))
+            # Optimised it is already; what it calls may do what the optimiser believes that it does not.
+            command = [_tool("clang++"), "-O2", "-g1", "-fPIC", "-Xclang", "-disable-llvm-passes", *_CODE_PLACEMENT]
+            _run([*command, "-Wno-override-module", "-c", str(watched), "-o", str(compiled)])
+            link([compiled], output, std=std, math_mode=math_mode)
+
+    return _cached("instrumented.metallib", fingerprint(math_mode, text, std, *flags), make)
 
 
 def link(objects: list[Path], output: Path, *, std: str = "metal3.1", math_mode: str = "fast") -> None:

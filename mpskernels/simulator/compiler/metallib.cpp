@@ -10,6 +10,7 @@ MPSK_SECTION(const mpsk_kernel, mpsk_kernels)
 MPSK_SECTION(const mpsk_constant, mpsk_constants)
 MPSK_SECTION(const mpsk_derive, mpsk_derived)
 MPSK_SECTION(const mpsk_threadgroup_record, mpsk_threadgroup)
+MPSK_SECTION(mpsk_code, mpsk_code)
 
 extern "C" __attribute__((visibility("default"))) const mpsk_metallib_header mpsk_metallib = {
     "MPSKLIB",
@@ -25,4 +26,6 @@ extern "C" __attribute__((visibility("default"))) const mpsk_metallib_header mps
     __stop_mpsk_derived,
     __start_mpsk_threadgroup,
     __stop_mpsk_threadgroup,
+    __start_mpsk_code,
+    __stop_mpsk_code,
 };

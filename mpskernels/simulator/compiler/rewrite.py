@@ -55,6 +55,7 @@ class Rewriter(Source):
         self.version = float(std.removeprefix("metal"))
         self.kernels: dict[str, list[Kernel]] = {}  # those of one name
         self.kernel_bodies: list[tuple[int, int]] = []  # indices of their { and }
+        self.threadgroup_names: dict[int, list[str]] = {}  # { of a kernel -> what it declares
         self.constants: dict[str, Constant] = {}
         self.derived: dict[str, set[str]] = {}  # derived constant -> names in its initialiser
         self.scalar_constants: set[str] = set()  # program-scope constants that are no objects in memory
@@ -75,6 +76,7 @@ class Rewriter(Source):
         for kernel in kernels:
             reached = self._reached_by(kernel)
             kernel.constants = [name for name in self.constants if name in reached]
+            kernel.threadgroup_names = self.threadgroup_names[kernel.body[0]]
         return self.edited() + table(list(self.constants.values()), list(self.derived), kernels)
 
     def _reached_by(self, kernel: Kernel) -> set[str]:
@@ -347,13 +349,13 @@ class Rewriter(Source):
 
     def _threadgroup_declarations(self, body: int) -> None:
         """Memory that a kernel declares for its threadgroup becomes references, each with a number."""
-        number = 0
+        names = self.threadgroup_names[body] = []
         for i in range(body + 1, self.match[body]):
             if self.tokens[i].text == "threadgroup" and self._starts_statement(i) and not self._declares_pointer(i):
-                number = self._threadgroup_declaration(i, number)
+                self._threadgroup_declaration(i, names)
 
-    def _threadgroup_declaration(self, i: int, number: int) -> int:
-        """The declaration at i, perhaps behind an alignas. Gives the number for the next one."""
+    def _threadgroup_declaration(self, i: int, names: list[str]) -> None:
+        """The declaration at i, perhaps behind an alignas. `names` are the declared so far, by their numbers."""
         tokens = self.tokens
         first, begin, align = i, i + 1, "0"
         if self._is_alignas(i - 1):
@@ -371,11 +373,10 @@ class Rewriter(Source):
             while tokens[at].text == "]":
                 at = self.before(at)
             type_text = type_text or self.text_of(start, at)
-            memory = f"mpsk::threadgroup_memory<{number}, {align}, {type_text} {self.text_of(at + 1, stop)}>()"
+            memory = f"mpsk::threadgroup_memory<{len(names)}, {align}, {type_text} {self.text_of(at + 1, stop)}>()"
             code += f"threadgroup auto& {tokens[at].text} = {memory}; "
-            number += 1
+            names.append(tokens[at].text)
         self.edit(first, end + 1, code)
-        return number
 
     def _declares_pointer(self, i: int) -> bool:
         """Whether the declaration with token i is of a pointer or reference."""

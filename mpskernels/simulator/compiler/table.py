@@ -64,6 +64,7 @@ class Kernel:
     max_threads: str = ""  # a constant, or a template of one
     instances: list[Instance] = field(default_factory=list)
     constants: list[str] = field(default_factory=list)  # function constants that it depends on
+    threadgroup_names: list[str] = field(default_factory=list)  # of its threadgroup declarations, by their numbers
 
     def accepts(self, count: int) -> bool:
         least, most = self.template_arguments or (1, 0)
@@ -151,14 +152,16 @@ def _entry(number: int, kernel: Kernel, instance: Instance) -> list[str]:
             f'{{"{parameter.name}", "{type_text}", a{i}::kind, numbers.index[{i}], a{i}::size, a{i}::align, '
             f"a{i}::is_const, a{i}::is_reference, {'&' + enabled if enabled else '0'}}},"
         )
+    names = "".join(f'"{name}", ' for name in kernel.threadgroup_names)
     uses = "".join(f"&mpsk_constant_{name}, " for name in kernel.constants)
     max_threads = kernel.max_threads + expression[len(expression.split("<")[0]) :] if kernel.max_threads else "0"
     lines += [
         "{}};",
         f"const mpsk_constant* const constants[] = {{{uses}0}};",
+        f"const mpsk_text threadgroup_names[] = {{{names}0}};",
         '__attribute__((section("mpsk_kernels"), used)) const mpsk_kernel row = {',
         f'{instance.host_name}, "{kernel.token.file}", {kernel.token.line}, {count}, arguments, {max_threads}, '
-        f"{len(kernel.constants)}, constants, &run}};",
+        f"{len(kernel.constants)}, constants, threadgroup_names, &run, MPSK_SOURCE}};",
         "}",
     ]
     return lines

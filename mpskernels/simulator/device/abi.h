@@ -2,7 +2,7 @@
 // device (C++20), so it uses only what both accept. A change here is a new MPSK_ABI_VERSION.
 #pragma once
 
-#define MPSK_ABI_VERSION 1u
+#define MPSK_ABI_VERSION 2u
 #define MPSK_SIMD_WIDTH 32u
 #define MPSK_MAX_BUFFERS 31u
 #define MPSK_MAX_THREADGROUP_BYTES 32768u
@@ -40,12 +40,11 @@ struct mpsk_grid {
 // The same for every thread of a threadgroup.
 struct mpsk_group {
   const mpsk_grid* grid;
-  mpsk_size position;                 // threadgroup_position_in_grid
-  mpsk_size threads;                  // threads_per_threadgroup, the actual number
-  unsigned simdgroups;                // simdgroups_per_threadgroup
-  unsigned dispatch_simdgroups;       // dispatch_simdgroups_per_threadgroup
-  unsigned char* threadgroup_memory;  // static declarations first, then the [[threadgroup(n)]] arguments
-  const unsigned* static_offsets;     // static declaration id -> byte offset
+  mpsk_size position;                        // threadgroup_position_in_grid
+  mpsk_size threads;                         // threads_per_threadgroup, the actual number
+  unsigned simdgroups;                       // simdgroups_per_threadgroup
+  unsigned dispatch_simdgroups;              // dispatch_simdgroups_per_threadgroup
+  unsigned char* const* threadgroup_memory;  // static declaration id -> its memory
 };
 
 // What one thread knows of itself. The device keeps more behind it.
@@ -91,6 +90,14 @@ struct mpsk_argument {
 
 struct mpsk_constant;
 
+// The rewritten source of a translation unit, from which its instrumented twin is compiled.
+struct mpsk_source {
+  const char* text;
+  unsigned long size;
+  mpsk_text std;        // as the compiler's option: "metal3.1"
+  mpsk_text math_mode;  // "fast", "relaxed" or "safe"
+};
+
 typedef void (*mpsk_entry)(const mpsk_thread* thread, void* const* slots);  // slots[i]: the memory of arguments[i]
 typedef void (*mpsk_derive)();
 
@@ -104,7 +111,9 @@ struct mpsk_kernel {
   unsigned max_total_threads;  // [[max_total_threads_per_threadgroup(n)]], or 0
   unsigned constant_count;
   const mpsk_constant* const* constants;  // the function constants that it uses, directly or through others
+  const mpsk_text* threadgroup_names;     // of its threadgroup declarations, by their numbers
   mpsk_entry entry;
+  const mpsk_source* source;  // null in an instrumented metallib
 };
 
 // A function constant. Entries live in the section "mpsk_constants". The device writes `value` and `defined`, then
@@ -129,6 +138,44 @@ struct mpsk_threadgroup_record {
   unsigned long align;
 };
 
+// --- Instrumented code (compiler/instrument.py) ---
+
+// In an instrumented kernel a pointer into a buffer or a threadgroup array carries, above its 47 bits of address, a
+// tag: the number of the object that it was made for. Every access asks the device for the address to use.
+#define MPSK_ADDRESS_BITS 47ul
+#define MPSK_ADDRESS ((1ul << MPSK_ADDRESS_BITS) - 1)
+#define MPSK_WRAPPED (1ul << 47)  // set by an access whose 32-bit index was cut off
+#define MPSK_TAG_SHIFT 48ul
+#define MPSK_TAGGED (1ul << 62)
+
+// An access in the source, or a call that waits for other lanes.
+struct mpsk_site {
+  mpsk_text file;
+  mpsk_text function;
+  unsigned line, column;
+  unsigned size;       // bytes; 0: given by the call
+  unsigned align;      // what the type of the access needs
+  unsigned is_struct;  // moved as a whole, with the holes that it may have
+};
+
+// What one pass through a basic block does, for one lane.
+struct mpsk_block {
+  unsigned instructions;
+  unsigned f32_flops, f16_flops;
+  unsigned special;  // exp, sin, rsqrt, divisions, ...
+  unsigned integer_operations;
+  unsigned matrix_operations;  // multiply-accumulates of 8x8 matrices, which one lane counts for its simdgroup
+  const mpsk_site* matrix;     // where, if the block has an operation of matrices, which all lanes must pass together
+};
+
+// A function. Entries live in the section "mpsk_code".
+struct mpsk_code {
+  const mpsk_block* blocks;
+  unsigned block_count;
+  unsigned first;  // of its counters among those of a lane, set by the device
+  bool shared;     // not an entry: may be called by several kernels
+};
+
 // Exported as `mpsk_metallib` by every metallib.
 struct mpsk_metallib_header {
   char magic[8];  // "MPSKLIB"
@@ -144,6 +191,8 @@ struct mpsk_metallib_header {
   const mpsk_derive* derived_end;
   const mpsk_threadgroup_record* threadgroup_begin;
   const mpsk_threadgroup_record* threadgroup_end;
+  mpsk_code* code_begin;  // none but in an instrumented metallib
+  mpsk_code* code_end;
 };
 
 // A metallib file is a shared object followed by this trailer, so that a truncated or foreign file is refused before it

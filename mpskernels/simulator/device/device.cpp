@@ -13,12 +13,15 @@
 #include <filesystem>
 #include <fstream>
 #include <mutex>
+#include <numeric>
+#include <optional>
 #include <thread>
 
 #include <boost/crc.hpp>
 
 #include "executor.h"
 #include "host.h"
+#include "watch.h"
 
 namespace mpsk::device {
 
@@ -39,8 +42,8 @@ void make_own_symbols_global() {
   (void)done;
 }
 
-// A damaged shared object can kill the process that maps it, so the file is checked first.
-void verify_file(const std::string& path) {
+// A damaged shared object can kill the process that maps it, so the file is checked first. Returns its checksum.
+uint32_t verify_file(const std::string& path) {
   const auto refuse = [&](const std::string& why) { throw Error("metallib " + quoted(path) + " " + why); };
   std::ifstream file(path, std::ios::binary);
   if (!file || std::filesystem::is_directory(path))
@@ -66,6 +69,7 @@ void verify_file(const std::string& path) {
   boost::crc_32_type crc;
   crc.process_bytes(bytes.data(), body);
   if (trailer.size != body || trailer.crc32 != crc.checksum()) refuse("is damaged: its checksum does not match");
+  return trailer.crc32;
 }
 
 // The loader takes a file for one that it has by its name alone, though another has been put in its place. So each file
@@ -104,8 +108,8 @@ Function::Function(std::shared_ptr<const Library> library, const mpsk_kernel& ke
   size_t offset = 0;
   for (const auto& [id, record] : declarations) {
     offset = (offset + record->align - 1) / record->align * record->align;
-    static_offsets_.resize(std::max<size_t>(static_offsets_.size(), id + 1));
-    static_offsets_[id] = static_cast<unsigned>(offset);
+    declarations_.resize(std::max<size_t>(declarations_.size(), id + 1));
+    declarations_[id] = {offset, record->size, kernel.threadgroup_names[id]};
     offset += record->size;
   }
   static_threadgroup_bytes_ = (offset + 15) / 16 * 16;
@@ -116,9 +120,10 @@ size_t Function::max_total_threads() const {
 }
 
 std::shared_ptr<const Library> Library::open(const std::string& path) {
-  verify_file(path);
+  const uint32_t checksum = verify_file(path);
   make_own_symbols_global();
   std::shared_ptr<Library> library(new Library);
+  library->checksum_ = checksum;
   library->path_ = path;
   library->handle_ = dlopen(spelling_of_its_own(path).c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!library->handle_) throw Error("metallib " + quoted(path) + " cannot be loaded: " + dlerror());
@@ -182,6 +187,15 @@ Pipeline::Pipeline(std::shared_ptr<const Function> function, ConstantValues cons
   }
 }
 
+std::shared_ptr<const Pipeline> Pipeline::instrumented() const {
+  const std::lock_guard lock(twin_mutex_);
+  if (!twin_) {
+    const auto library = device::instrumented(*function_->kernel_.source);
+    twin_ = std::make_shared<Pipeline>(library->function(function_->name()), constants_);
+  }
+  return twin_;
+}
+
 void Pipeline::activate() const {
   if (function_->constants().empty()) return;
   for (const mpsk_constant* constant : function_->constants()) {
@@ -212,16 +226,20 @@ unsigned worker_count() {
 // One dispatch on its way through the workers.
 class Execution {
  public:
-  explicit Execution(const Dispatch& dispatch);
+  Execution(const Dispatch& dispatch, const Watch& watch);
   void work(Worker& worker) noexcept;
-  void finish() const {
-    if (error_) std::rethrow_exception(error_);
-  }
+  void finish();
+  // Under check one worker does all, so that one threadgroup runs at a time and reports come in one order.
+  bool by_one() const { return observation_ && observation_->watch().check; }
 
  private:
+  size_t threadgroup(size_t turn) const;
+
   const Dispatch& dispatch_;
+  std::shared_ptr<const Pipeline> pipeline_;
   const mpsk_kernel& kernel_;
   mpsk_grid grid_;
+  std::optional<Observation> observation_;
   std::vector<size_t> threadgroup_offsets_;
   std::vector<void*> buffers_;
   size_t threadgroups_;
@@ -241,35 +259,51 @@ mpsk_size narrow(const Size& size) {
 
 }  // namespace
 
-Execution::Execution(const Dispatch& dispatch) : dispatch_(dispatch), kernel_(dispatch.pipeline->function().kernel_) {
+Execution::Execution(const Dispatch& dispatch, const Watch& watch)
+    : dispatch_(dispatch),
+      pipeline_(watch ? dispatch.pipeline->instrumented() : dispatch.pipeline),
+      kernel_(pipeline_->function().kernel_) {
   const Size& threads = dispatch.threads;
   const Size& group = dispatch.threads_per_threadgroup;
   const Size groups = {divide_up(threads.x, group.x), divide_up(threads.y, group.y), divide_up(threads.z, group.z)};
   grid_ = {narrow(threads), narrow(groups), narrow(group)};
   threadgroups_ = groups.count();
   batch_ = std::clamp<size_t>(threadgroups_ / (worker_count() * 16), 1, 64);
-  dispatch.pipeline->activate();
+  if (watch) observation_.emplace(watch, dispatch, grid_);
+  pipeline_->activate();
 
-  size_t offset = dispatch.pipeline->function().static_threadgroup_bytes();
+  size_t offset = pipeline_->function().static_threadgroup_bytes();
   for (size_t i = 0; i < kernel_.argument_count; ++i) {
     const mpsk_argument& argument = kernel_.arguments[i];
     const bool is_threadgroup = argument.kind == mpsk_argument_threadgroup;
     threadgroup_offsets_.push_back(offset);
     if (is_threadgroup) offset += dispatch.threadgroup_bytes[argument.index];
     const bool is_buffer = argument.kind == mpsk_argument_device || argument.kind == mpsk_argument_constant;
-    buffers_.push_back(is_buffer ? dispatch.buffers[argument.index].data : nullptr);
+    void* const data = is_buffer ? dispatch.buffers[argument.index].data : nullptr;
+    buffers_.push_back(observation_ && data ? observation_->tagged(i) : data);
   }
 }
 
 void Execution::work(Worker& worker) noexcept {
   const FlushDenormals flush;
   watch_memory();
-  const Function& function = dispatch_.pipeline->function();
+  const Function& function = pipeline_->function();
+  std::optional<Observer> observer;
+  if (observation_) observer.emplace(*observation_, function).threadgroup_memory(worker.threadgroup_memory());
+  worker.watched_by(observer ? &*observer : nullptr);
+  const auto array = [&](size_t offset, size_t bytes, const char* name) {
+    unsigned char* const memory = worker.threadgroup_memory() + offset;
+    return observer ? observer->add_threadgroup_array(memory, bytes, name) : memory;
+  };
   std::vector<void*> slots = buffers_;
   for (size_t i = 0; i < slots.size(); ++i) {
-    if (kernel_.arguments[i].kind == mpsk_argument_threadgroup) {
-      slots[i] = worker.threadgroup_memory() + threadgroup_offsets_[i];
-    }
+    const mpsk_argument& argument = kernel_.arguments[i];
+    if (argument.kind != mpsk_argument_threadgroup) continue;
+    slots[i] = array(threadgroup_offsets_[i], dispatch_.threadgroup_bytes[argument.index], argument.name);
+  }
+  std::vector<unsigned char*> declared;
+  for (const auto& declaration : function.declarations_) {
+    declared.push_back(array(declaration.offset, declaration.size, declaration.name));
   }
   const mpsk_size& full = grid_.dispatch_threads_per_threadgroup;
   const unsigned full_threads = full.x * full.y * full.z;
@@ -278,8 +312,7 @@ void Execution::work(Worker& worker) noexcept {
                       .threads = {},
                       .simdgroups = 0,
                       .dispatch_simdgroups = (full_threads + MPSK_SIMD_WIDTH - 1) / MPSK_SIMD_WIDTH,
-                      .threadgroup_memory = worker.threadgroup_memory(),
-                      .static_offsets = function.static_offsets_.data()};
+                      .threadgroup_memory = declared.data()};
   const auto extent = [](unsigned total, unsigned step, unsigned position) {
     return std::min<size_t>(step, total - static_cast<size_t>(step) * position);
   };
@@ -288,7 +321,8 @@ void Execution::work(Worker& worker) noexcept {
       const size_t begin = taken_.fetch_add(batch_);
       const size_t end = std::min(begin + batch_, threadgroups_);
       if (begin >= end) return;
-      for (size_t i = begin; i < end; ++i) {
+      for (size_t turn = begin; turn < end; ++turn) {
+        const size_t i = threadgroup(turn);
         const mpsk_size& groups = grid_.threadgroups;
         group.position = {static_cast<unsigned>(i % groups.x), static_cast<unsigned>(i / groups.x % groups.y),
                           static_cast<unsigned>(i / groups.x / groups.y)};
@@ -297,7 +331,9 @@ void Execution::work(Worker& worker) noexcept {
                          static_cast<unsigned>(extent(grid_.threads.z, full.z, group.position.z))};
         const unsigned threads = group.threads.x * group.threads.y * group.threads.z;
         group.simdgroups = (threads + MPSK_SIMD_WIDTH - 1) / MPSK_SIMD_WIDTH;
+        if (observer) observer->begin(group, i);
         worker.run(kernel_, group, slots.data());
+        if (observer) observer->end();
       }
     }
   } catch (...) {
@@ -305,6 +341,27 @@ void Execution::work(Worker& worker) noexcept {
     const std::lock_guard lock(error_mutex_);
     if (!error_) error_ = std::current_exception();
   }
+}
+
+// Which threadgroup's turn it is: a seed permutes them.
+size_t Execution::threadgroup(size_t turn) const {
+  if (!observation_ || !observation_->watch().seed) return turn;
+  const uint64_t seed = *observation_->watch().seed;
+  size_t step = (seed * 2654435761u + 1) % threadgroups_;
+  while (std::gcd(step, threadgroups_) != 1) ++step;
+  return (turn * step + seed) % threadgroups_;
+}
+
+void Execution::finish() {
+  if (error_) {
+    try {
+      std::rethrow_exception(error_);
+    } catch (const Fault& fault) {
+      if (!by_one()) throw;
+      observation_->faulted(fault);
+    }
+  }
+  if (observation_) observation_->finish();
 }
 
 namespace {
@@ -320,6 +377,7 @@ class Pool {
   pid_t process() const { return process_; }
 
   void run(Execution& execution) {
+    if (execution.by_one()) return execution.work(workers_[0]);
     {
       const std::lock_guard lock(mutex_);
       execution_ = &execution;
@@ -362,11 +420,13 @@ class Pool {
 
 void run(const Dispatch& dispatch) {
   if (dispatch.threads.count() == 0) return;
+  const Watch watch = current_watch();
+  if (watch) (void)dispatch.pipeline->instrumented();  // compiled before the lock is taken, which that needs as well
   const std::lock_guard lock(execution_mutex);
   static Pool* pool = nullptr;
   // A forked child has the memory of its parent's pool, but not its threads.
   if (!pool || pool->process() != getpid()) pool = new Pool(worker_count());
-  Execution execution(dispatch);
+  Execution execution(dispatch, watch);
   pool->run(execution);
   execution.finish();
 }

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -47,8 +48,12 @@ class Function {
   std::shared_ptr<const Library> library_;
   const mpsk_kernel& kernel_;
   std::string name_;
+  struct Declaration {
+    size_t offset, size;
+    const char* name;
+  };
   size_t static_threadgroup_bytes_ = 0;
-  std::vector<unsigned> static_offsets_;
+  std::vector<Declaration> declarations_;  // of threadgroup memory, by their numbers
 };
 
 // An opened metallib. Closed when the last Function, Pipeline and pending Dispatch that uses it is gone.
@@ -60,6 +65,7 @@ class Library : public std::enable_shared_from_this<Library> {
   ~Library();
   const std::string& path() const { return path_; }
   const mpsk_metallib_header& header() const { return *header_; }
+  uint32_t checksum() const { return checksum_; }                           // of its code
   std::vector<std::string> function_names() const;                          // sorted
   std::shared_ptr<const Function> function(const std::string& name) const;  // null where there is none
   std::span<const mpsk_constant> constants() const { return {header_->constants_begin, header_->constants_end}; }
@@ -69,6 +75,7 @@ class Library : public std::enable_shared_from_this<Library> {
   std::string path_;
   void* handle_ = nullptr;
   const mpsk_metallib_header* header_ = nullptr;
+  uint32_t checksum_ = 0;
 };
 
 // Values of function constants, by index: exactly the bytes of the constant's type.
@@ -82,6 +89,8 @@ class Pipeline {
   const Function& function() const { return *function_; }
   // Whether arguments()[i] is switched on by its [[function_constant]].
   bool argument_enabled(size_t i) const { return argument_enabled_[i]; }
+  // The same kernel, compiled to be watched (watch.h).
+  std::shared_ptr<const Pipeline> instrumented() const;
 
  private:
   friend class Execution;
@@ -89,16 +98,20 @@ class Pipeline {
   std::shared_ptr<const Function> function_;
   ConstantValues constants_;
   std::vector<bool> argument_enabled_;
+  mutable std::mutex twin_mutex_;
+  mutable std::shared_ptr<const Pipeline> twin_;
 };
 
 // Memory bound to a buffer slot: from the binding's offset to the end of the buffer. data == nullptr: unbound.
 struct Binding {
   std::byte* data = nullptr;
   size_t length = 0;
+  size_t offset = 0;  // of data in the buffer
 };
 
 struct Dispatch {
   std::shared_ptr<const Pipeline> pipeline;
+  std::string label;  // of the pipeline
   std::array<Binding, MPSK_MAX_BUFFERS> buffers{};
   std::array<size_t, MPSK_MAX_BUFFERS> threadgroup_bytes{};  // [[threadgroup(n)]] arguments
   Size threads;  // of the whole grid; edge threadgroups are smaller where it is no multiple

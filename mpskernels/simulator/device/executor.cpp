@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <compare>
 #include <cstdlib>
+#include <numeric>
+#include <random>
 #include <sstream>
 #include <utility>
 
@@ -113,6 +115,15 @@ void Worker::prepare(const mpsk_group& group) {
   for (unsigned first = 0; first < count; first += MPSK_SIMD_WIDTH) {
     simdgroups_.push_back({first, std::min(MPSK_SIMD_WIDTH, count - first)});
   }
+  order_.resize(count);
+  std::iota(order_.begin(), order_.end(), 0u);
+  if (observer_ && observer_->watch().seed) {
+    std::mt19937_64 random(*observer_->watch().seed + group.position.x + 31ull * group.position.y);
+    for (const Simdgroup& simdgroup : simdgroups_) {
+      std::shuffle(&order_[simdgroup.first], &order_[simdgroup.first] + simdgroup.count, random);
+    }
+    std::ranges::shuffle(simdgroups_, random);
+  }
   simdgroup_ = 0;
   cursor_ = 0;
 }
@@ -125,12 +136,12 @@ void Worker::run(const mpsk_kernel& kernel, const mpsk_group& group, void* const
   running_ = &main_;
   enter(*next());
   current_worker = nullptr;
-  if (!fault_.empty()) {
+  if (fault_) {
     // The faulted lanes never end: their fibers are made anew.
-    const std::string message = std::exchange(fault_, {});
+    const Fault fault = *std::exchange(fault_, std::nullopt);
     fibers_made_ = 0;
     idle_fibers_.clear();
-    throw Error(message);
+    throw fault;
   }
 }
 
@@ -147,6 +158,7 @@ void Worker::lane_main(Fiber::Transfer from) {
     slot.passes_by = lane->thread.lane != 0;
     slot.place = slot.depth = 0;
     lane->slot = &slot;
+    if (worker.observer_) worker.observer_->run(&lane->thread);
     worker.kernel_->entry(&lane->thread, worker.slots_);
     lane->state = LaneState::ended;
     Lane* const next = worker.next();
@@ -178,6 +190,7 @@ void Worker::enter(Lane& lane) {
       idle_fibers_.pop_back();
     }
   }
+  if (observer_) observer_->run(&lane.thread);
   if (target == running_) return;
   std::exchange(running_, target)->switch_to(*target);
 }
@@ -189,6 +202,7 @@ void Worker::wait() {
     enter(*lane);
   } else {
     current_ = self;
+    if (observer_) observer_->run(&self->thread);
   }
 }
 
@@ -198,10 +212,11 @@ Lane* Worker::next() {
   for (;;) {
     const Simdgroup& simdgroup = simdgroups_[simdgroup_];
     while (cursor_ < simdgroup.count) {
-      Lane& lane = lanes_[simdgroup.first + cursor_++];
+      Lane& lane = lanes_[order_[simdgroup.first + cursor_++]];
       if (lane.state <= LaneState::ready) return &lane;
     }
     cursor_ = 0;
+    if (observer_ && resume(simdgroup)) continue;
     if (release_simd(simdgroup)) continue;
     if (++simdgroup_ < simdgroups_.size()) continue;
     simdgroup_ = 0;
@@ -230,6 +245,19 @@ std::strong_ordering in_source(const Lane& a, const Lane& b) {
 
 }  // namespace
 
+// What the lanes did since they last met is complete; the paused ones go on.
+bool Worker::resume(const Simdgroup& simdgroup) {
+  observer_->flush(simdgroup.first, simdgroup.count);
+  bool any = false;
+  for (unsigned i = 0; i < simdgroup.count; ++i) {
+    Lane& lane = lanes_[simdgroup.first + i];
+    if (lane.state != LaneState::paused) continue;
+    lane.state = LaneState::ready;
+    any = true;
+  }
+  return any;
+}
+
 bool Worker::release_simd(const Simdgroup& simdgroup) {
   Lane* const lanes = &lanes_[simdgroup.first];
   const Lane* first = nullptr;
@@ -254,10 +282,19 @@ bool Worker::release_simd(const Simdgroup& simdgroup) {
   current_ = &lanes[std::countr_zero(active)];
   if (kind == LaneState::simdgroup_barrier) {
     if (active != live) {
-      fault("simdgroup_barrier reached by lanes " + lane_list(active) + " of the live lanes " + lane_list(live),
+      fault("divergence",
+            "simdgroup_barrier reached by lanes " + lane_list(active) + " of the live lanes " + lane_list(live),
             current_);
     }
+    if (observer_) {
+      const auto ended = simdgroup.count - static_cast<unsigned>(std::popcount(live));
+      observer_->simdgroup_barrier(current_->flags, current_->thread, ended);
+    }
   } else {
+    if (observer_) {
+      observer_->run(&current_->thread);
+      if (current_->is_operation) observer_->simd_operation();
+    }
     current_->combine(payloads, active);
   }
   return true;
@@ -265,23 +302,28 @@ bool Worker::release_simd(const Simdgroup& simdgroup) {
 
 bool Worker::release_threadgroup() {
   const Lane* first = nullptr;
+  unsigned ended = 0;
   for (const Lane& lane : lanes_) {
+    if (lane.state == LaneState::ended) ++ended;
     if (lane.state != LaneState::threadgroup_barrier) continue;
     if (!first) first = &lane;
     if (in_source(lane, *first) != 0) {
-      fault("divergent threadgroup_barrier: thread " + position(first->thread.position_in_threadgroup) +
+      fault("divergence",
+            "divergent threadgroup_barrier: thread " + position(first->thread.position_in_threadgroup) +
                 " and thread " + position(lane.thread.position_in_threadgroup) + " wait at different barriers",
             first);
     }
   }
   if (!first) return false;
+  if (observer_) observer_->threadgroup_barrier(first->flags, first->thread, ended);
   for (Lane& lane : lanes_) {
     if (lane.state == LaneState::threadgroup_barrier) lane.state = LaneState::ready;
   }
   return true;
 }
 
-void Worker::simd(void* payload, Combine combine, const void* site) {
+void Worker::simd(void* payload, Combine combine, bool is_operation, const void* site) {
+  current_->is_operation = is_operation;
   current_->payload = payload;
   current_->combine = combine;
   current_->site = site;
@@ -289,10 +331,21 @@ void Worker::simd(void* payload, Combine combine, const void* site) {
   wait();
 }
 
-void Worker::barrier(LaneState kind, const void* site) {
+void Worker::barrier(LaneState kind, unsigned flags, const void* site) {
   current_->site = site;
+  current_->flags = flags;
   current_->state = kind;
   wait();
+}
+
+// A lane with a long log waits for the others of its simdgroup, so that theirs can be put together.
+void* Worker::access(void* pointer, AccessKind kind, size_t bytes, const mpsk_site& site) {
+  void* const address = observer_->access(pointer, kind, bytes, site);
+  if (observer_->log_is_full()) {
+    current_->state = LaneState::paused;
+    wait();
+  }
+  return address;
 }
 
 std::string Worker::describe(const Lane& lane) const {
@@ -302,18 +355,47 @@ std::string Worker::describe(const Lane& lane) const {
 
 void Worker::memory_fault(const void* address) {
   if (stacks_.overflows(address)) {
-    fault("needs more than " + std::to_string(MPSK_STACK_BYTES / 1024) +
-          " KB of private memory, for its variables or by calling itself without an end");
+    fault("memory", "needs more than " + std::to_string(MPSK_STACK_BYTES / 1024) +
+                        " KB of private memory, for its variables or by calling itself without an end");
   }
   std::ostringstream text;
   text << "touches memory that does not exist, at address " << address;
-  fault(text.str());
+  fault("bounds", text.str());
 }
 
-void Worker::fault(const std::string& message, const Lane* at) {
+void Worker::fault(const char* kind, const std::string& message, const Lane* at) {
   if (!at) at = current_;
-  fault_ = std::string("kernel ") + kernel_->name + ": " + message + ", at " + describe(*at) + " (" + kernel_->file +
-           ":" + std::to_string(kernel_->line) + ")";
+  fault_ = Fault(std::string("kernel ") + kernel_->name + ": " + message + ", at " + describe(*at) + " (" +
+                 kernel_->file + ":" + std::to_string(kernel_->line) + ")");
+  fault_->kind = kind;
+  if (fault_->kind == "divergence") {
+    fault_->scope = at->state == LaneState::threadgroup_barrier ? "threadgroup" : "simdgroup";
+  }
+  fault_->threadgroup = at->thread.group->position;
+  fault_->thread = at->thread.position_in_threadgroup;
+  if (observer_) fault_->site = observer_->where(at->thread);
+  leave();
+}
+
+void Worker::divided(const char* file, unsigned line) {
+  const std::string message =
+      std::string("integer division by zero or overflow at ") + file + ":" + std::to_string(line);
+  fault_ = Fault(std::string("kernel ") + kernel_->name + ": " + message + ", at " + describe(*current_) + " (" +
+                 kernel_->file + ":" + std::to_string(kernel_->line) + ")");
+  fault_->kind = "division";
+  fault_->file = file;
+  fault_->line = line;
+  fault_->threadgroup = current_->thread.group->position;
+  fault_->thread = current_->thread.position_in_threadgroup;
+  leave();
+}
+
+void Worker::refuse() {
+  fault_ = Fault("");
+  leave();
+}
+
+void Worker::leave() {
   std::exchange(running_, &main_)->switch_to(main_);
   std::abort();  // a faulted fiber is never continued
 }

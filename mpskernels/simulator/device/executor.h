@@ -10,15 +10,18 @@
 #include <bit>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "device.h"
 #include "fiber.h"
+#include "watch.h"
 
 namespace mpsk::device {
 
-enum class LaneState : uint8_t { unstarted, ready, simd, simdgroup_barrier, threadgroup_barrier, ended };
+// A lane is paused so that the others of its simdgroup catch up.
+enum class LaneState : uint8_t { unstarted, ready, paused, simd, simdgroup_barrier, threadgroup_barrier, ended };
 
 // Performs a simd operation for the lanes whose bits are set in `active`, given each lane's operand.
 using Combine = void (*)(void* const* payloads, unsigned active);
@@ -31,6 +34,8 @@ struct Lane {
   const void* site = nullptr;  // where it waits: a return address into the kernel
   void* payload = nullptr;     // its operand of the simd operation that it waits at
   Combine combine = nullptr;
+  unsigned flags = 0;         // mem_flags of the barrier that it waits at
+  bool is_operation = false;  // of Metal's, for the simdgroup
 };
 
 // Makes a kernel's access to memory that does not exist a fault of the kernel. To be called on the thread that is to
@@ -42,17 +47,24 @@ class Worker {
   Worker();
   ~Worker();
 
-  // Runs every thread of the threadgroup. Throws Error for a fault in the kernel.
+  // Runs every thread of the threadgroup. Throws Fault for a fault in the kernel.
   void run(const mpsk_kernel& kernel, const mpsk_group& group, void* const* slots);
+
+  // Who watches the threadgroups to come; null for nobody.
+  void watched_by(Observer* observer) { observer_ = observer; }
+  Observer* observer() const { return observer_; }
 
   unsigned char* threadgroup_memory() { return threadgroup_memory_.get(); }
 
   static Worker* current();
 
   // Called from kernel code, on a lane's fiber.
-  void simd(void* payload, Combine combine, const void* site);
-  void barrier(LaneState kind, const void* site);
-  [[noreturn]] void fault(const std::string& message, const Lane* at = nullptr);
+  void simd(void* payload, Combine combine, bool is_operation, const void* site);
+  void barrier(LaneState kind, unsigned flags, const void* site);
+  void* access(void* pointer, AccessKind kind, size_t bytes, const mpsk_site& site);
+  [[noreturn]] void fault(const char* kind, const std::string& message, const Lane* at = nullptr);
+  [[noreturn]] void divided(const char* file, unsigned line);
+  [[noreturn]] void refuse();  // an access that is among the findings, and cannot be made up for
   [[noreturn]] void memory_fault(const void* address);
 
  private:
@@ -66,6 +78,8 @@ class Worker {
   Lane* next();  // the lane to run now; null when the threadgroup is done
   bool release_simd(const Simdgroup& simdgroup);
   bool release_threadgroup();
+  bool resume(const Simdgroup& simdgroup);
+  [[noreturn]] void leave();
   void enter(Lane& lane);
   std::string describe(const Lane& lane) const;
 
@@ -75,12 +89,14 @@ class Worker {
   size_t fibers_made_ = 0;
   std::vector<Lane> lanes_;
   std::vector<Simdgroup> simdgroups_;
-  size_t simdgroup_ = 0;  // the one whose lanes run now
-  size_t cursor_ = 0;     // the next of its lanes to look at
+  std::vector<unsigned> order_;  // in which lanes run
+  size_t simdgroup_ = 0;         // the one whose lanes run now
+  size_t cursor_ = 0;            // the next of its lanes to look at
   Lane* current_ = nullptr;
   Fiber main_;
   Fiber* running_ = nullptr;
-  std::string fault_;
+  std::optional<Fault> fault_;
+  Observer* observer_ = nullptr;
   const mpsk_kernel* kernel_ = nullptr;
   void* const* slots_ = nullptr;
   std::unique_ptr<unsigned char[], void (*)(void*)> threadgroup_memory_;

@@ -6,6 +6,7 @@
 #include <variant>
 
 #include "../device/fiber.h"
+#include "../device/watch.h"
 #include "objects.h"
 #include "torch_device.h"
 
@@ -141,6 +142,79 @@ at::Tensor host_alias(const at::Tensor& tensor) {
       at::TensorOptions().dtype(at::kByte));
 }
 
+py::object access(const std::optional<device::Access>& access) {
+  if (!access) return py::none();
+  const auto position = [](const mpsk_size& p) { return py::make_tuple(p.x, p.y, p.z); };
+  py::dict result;
+  result["file"] = access->file;
+  result["line"] = access->line;
+  result["column"] = access->column;
+  result["function"] = access->function;
+  result["kind"] = access->kind;
+  result["threadgroup"] = position(access->threadgroup);
+  result["thread"] = position(access->thread);
+  return result;
+}
+
+py::list findings() {
+  py::list result;
+  for (const device::Finding& finding : device::take_findings()) {
+    py::dict entry;
+    entry["kind"] = finding.kind;
+    entry["scope"] = finding.scope;
+    entry["kernel"] = finding.kernel;
+    entry["text"] = finding.text;
+    entry["access"] = access(finding.access);
+    entry["other"] = access(finding.other);
+    entry["buffer"] = finding.buffer;
+    entry["count"] = finding.count;
+    result.append(entry);
+  }
+  return result;
+}
+
+py::list dispatches() {
+  py::list result;
+  for (const device::Counts& counts : device::take_counts()) {
+    const auto size = [](const mpsk_size& s) { return py::make_tuple(s.x, s.y, s.z); };
+    py::dict entry;
+    entry["kernel"] = counts.kernel;
+    entry["threadgroups"] = size(counts.threadgroups);
+    entry["threads_per_threadgroup"] = size(counts.threads_per_threadgroup);
+    entry["matrix_flops"] = counts.matrix_operations * 2 * 8 * 8 * 8;
+#define MPSK_COUNT(name) entry[#name] = counts.name;
+    MPSK_COUNT(threads)
+    MPSK_COUNT(threadgroup_memory)
+    MPSK_COUNT(matrix_operations)
+    MPSK_COUNT(f32_flops)
+    MPSK_COUNT(f16_flops)
+    MPSK_COUNT(special)
+    MPSK_COUNT(integer_operations)
+    MPSK_COUNT(instructions)
+    MPSK_COUNT(simd_instructions)
+    MPSK_COUNT(device_read)
+    MPSK_COUNT(device_written)
+    MPSK_COUNT(device_read_unique)
+    MPSK_COUNT(device_written_unique)
+    MPSK_COUNT(device_accesses)
+    MPSK_COUNT(device_lines)
+    MPSK_COUNT(device_lines_ideal)
+    MPSK_COUNT(constant_read)
+    MPSK_COUNT(threadgroup_read)
+    MPSK_COUNT(threadgroup_written)
+    MPSK_COUNT(threadgroup_accesses)
+    MPSK_COUNT(bank_cycles)
+    MPSK_COUNT(bank_cycles_ideal)
+    MPSK_COUNT(atomics)
+    MPSK_COUNT(barriers)
+    MPSK_COUNT(simdgroup_barriers)
+    MPSK_COUNT(simd_operations)
+#undef MPSK_COUNT
+    result.append(entry);
+  }
+  return result;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
@@ -159,6 +233,17 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("host_alias", &host_alias);
   m.def("in_bad_fork", &in_bad_fork);
   m.def("shut_down", &shut_down, py::call_guard<py::gil_scoped_release>());
+  m.def("set_instrumenter", &device::set_instrumenter);
+  m.def("watching", [] {
+    const device::Watch watch = device::current_watch();
+    return py::make_tuple(watch.check, watch.profile, watch.seed);
+  });
+  m.def("watch", [](bool check, bool profile, std::optional<uint64_t> seed) {
+    device::set_watch({.check = check, .profile = profile, .seed = seed});
+  });
+  m.def("synchronize", &synchronize, py::call_guard<py::gil_scoped_release>());
+  m.def("take_findings", &findings);
+  m.def("take_dispatches", &dispatches);
   m.def("set_compiler", [](const py::function& function) {
     python_compiler = function.inc_ref().ptr();
     set_compiler(&compile);

@@ -311,7 +311,7 @@ struct Slot {
 
   explicit operator bool() const { return buffer || bytes; }
   device::Binding binding() const {
-    if (buffer) return {[buffer.get() memory] + offset, [buffer.get() length] - offset};
+    if (buffer) return {[buffer.get() memory] + offset, [buffer.get() length] - offset, offset};
     return {const_cast<std::byte*>(bytes.get()), length};
   }
 };
@@ -528,6 +528,7 @@ void check_grid(const mpsk_encoder_state& state, const MTLSize& threads, const M
 
   Command command;
   command.dispatch.pipeline = [state.pipeline.get() pipeline];
+  command.dispatch.label = text([state.pipeline.get() label]);
   command.dispatch.threads = {threadsPerGrid.width, threadsPerGrid.height, threadsPerGrid.depth};
   command.dispatch.threads_per_threadgroup = {threadsPerThreadgroup.width, threadsPerThreadgroup.height,
                                               threadsPerThreadgroup.depth};

@@ -232,6 +232,11 @@ extern "C" id<MTLDevice> MTLCreateSystemDefaultDevice(void) { return [[MPSKDevic
     invalid(name + ": maxTotalThreadsPerThreadgroup must be at most " +
             std::to_string(MPSK_MAX_THREADS_PER_THREADGROUP) + ", got " + std::to_string(wanted));
   }
+  bool found = (options & MTLPipelineOptionFailOnBinaryArchiveMiss) == 0;
+  for (MPSKBinaryArchive* archive in descriptor.binaryArchives) found = found || [archive holds:descriptor];
+  if (!found) {
+    return fail(error, MTLLibraryErrorDomain, MTLLibraryErrorInternal, name + ": in none of the binary archives");
+  }
   try {
     auto pipeline = std::make_shared<const device::Pipeline>([function function], [function constants]);
     return [[MPSKPipeline alloc] initWithPipeline:std::move(pipeline)
@@ -240,6 +245,10 @@ extern "C" id<MTLDevice> MTLCreateSystemDefaultDevice(void) { return [[MPSKDevic
   } catch (const device::Error& problem) {
     return fail(error, MTLLibraryErrorDomain, MTLLibraryErrorInternal, problem.what());
   }
+}
+
+- (id<MTLBinaryArchive>)newBinaryArchiveWithDescriptor:(MTLBinaryArchiveDescriptor*)descriptor error:(NSError**)error {
+  return new_binary_archive(descriptor, error);
 }
 
 @end

@@ -299,6 +299,7 @@ struct mpsk_constant_values {
   copy.computeFunction = _computeFunction;
   copy.threadGroupSizeIsMultipleOfThreadExecutionWidth = _threadGroupSizeIsMultipleOfThreadExecutionWidth;
   copy.maxTotalThreadsPerThreadgroup = _maxTotalThreadsPerThreadgroup;
+  copy.binaryArchives = _binaryArchives;
   return copy;
 }
 - (void)reset {
@@ -306,6 +307,7 @@ struct mpsk_constant_values {
   self.computeFunction = nil;
   _threadGroupSizeIsMultipleOfThreadExecutionWidth = NO;
   _maxTotalThreadsPerThreadgroup = 0;
+  self.binaryArchives = nil;
 }
 - (NSString*)label {
   return _label;
@@ -333,6 +335,13 @@ struct mpsk_constant_values {
 }
 - (void)setMaxTotalThreadsPerThreadgroup:(NSUInteger)maxTotalThreadsPerThreadgroup {
   _maxTotalThreadsPerThreadgroup = maxTotalThreadsPerThreadgroup;
+}
+- (NSArray*)binaryArchives {
+  return _binaryArchives;
+}
+- (void)setBinaryArchives:(NSArray*)binaryArchives {
+  [_binaryArchives autorelease];
+  _binaryArchives = [binaryArchives copy];
 }
 
 @end

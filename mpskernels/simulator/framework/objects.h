@@ -5,6 +5,7 @@
 #import <MetalPerformanceShaders/MetalPerformanceShaders.h>
 
 #include <memory>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -68,6 +69,8 @@ struct Command {
   std::vector<Ref<>> objects;                             // pipeline and buffers
   std::vector<std::shared_ptr<const std::byte[]>> bytes;  // of setBytes
 };
+
+id<MTLBinaryArchive> new_binary_archive(MTLBinaryArchiveDescriptor* descriptor, NSError** error);
 
 // Bytes in buffers, now.
 size_t allocated_bytes();
@@ -134,6 +137,14 @@ void refuse_in_bad_fork();
                  label:(NSString*)label
             maxThreads:(NSUInteger)maxThreads;
 - (const std::shared_ptr<const mpsk::device::Pipeline>&)pipeline;
+@end
+
+@interface MPSKBinaryArchive : NSObject <MTLBinaryArchive> {
+  NSString* _label;
+  std::set<std::string>* _pipelines;
+}
+- (id)initWithPipelines:(std::set<std::string>)pipelines;
+- (BOOL)holds:(MTLComputePipelineDescriptor*)descriptor;
 @end
 
 @interface MPSKCommandQueue : NSObject <MTLCommandQueue> {

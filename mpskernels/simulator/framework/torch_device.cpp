@@ -21,6 +21,8 @@
 #include <map>
 #include <mutex>
 
+#include "../device/watch.h"
+
 namespace mpsk {
 namespace {
 
@@ -54,6 +56,7 @@ class Allocator final : public c10::DeviceAllocator {
     }
     // A kernel that leaves elements unwritten must not find an earlier result there: all ones is a NaN in each float.
     std::memset(buffer_contents(buffer), 0xff, bytes);
+    device::memory_allocated(static_cast<const std::byte*>(buffer_contents(buffer)), bytes);
     const size_t now = tensors_ += length(bytes);
     size_t peak = peak_;
     while (peak < now && !peak_.compare_exchange_weak(peak, now)) {
@@ -64,6 +67,7 @@ class Allocator final : public c10::DeviceAllocator {
   void copy_data(void* to, const void* from, size_t bytes) const override {
     synchronize();
     std::memcpy(buffer_contents(to), buffer_contents(const_cast<void*>(from)), bytes);
+    device::memory_written(static_cast<const std::byte*>(buffer_contents(to)), bytes);
   }
 
   void set_fraction(double fraction) { fraction_ = fraction; }
@@ -110,6 +114,7 @@ Allocator& allocator() {
 void Allocator::free_block(void* context) {
   auto* block = static_cast<Block*>(context);
   allocator().tensors_ -= length(block->bytes);
+  device::memory_freed(static_cast<const std::byte*>(buffer_contents(block->buffer)));
   release_buffer(block->buffer);
   delete block;
 }
@@ -189,6 +194,22 @@ Tensor host_alias(const Tensor& tensor, c10::Storage storage) {
 
 Tensor host_alias(const Tensor& tensor) { return host_alias(tensor, host_storage(tensor.storage())); }
 
+// What the checker is to know: a CPU kernel fills a tensor, or looks at it.
+void host_touches(const Tensor& tensor, void (*how)(const device::Elements&)) {
+  if (!tensor.defined() || !tensor.is_mps() || tensor.numel() == 0) return;
+  const auto* memory = static_cast<const std::byte*>(buffer_contents(tensor.storage().mutable_data()));
+  const auto offset = static_cast<size_t>(tensor.storage_offset()) * tensor.element_size();
+  const auto element_size = static_cast<size_t>(tensor.element_size());
+  how({memory, memory + offset, tensor.sizes(), tensor.strides(), element_size});
+}
+void host_writes(const Tensor& tensor) { host_touches(tensor, &device::memory_written); }
+void host_reads(const Tensor& tensor) { host_touches(tensor, &device::memory_read); }
+
+// Whether an operator looks at its arguments for more than their shapes.
+bool reads_arguments(const std::string& name) {
+  return !name.ends_with("_like") && !name.starts_with("aten::new_") && !name.starts_with("aten::resize");
+}
+
 Tensor on_host(const Tensor& tensor) { return tensor.defined() && tensor.is_mps() ? host_alias(tensor) : tensor; }
 
 Tensor empty(at::IntArrayRef size, std::optional<at::ScalarType> dtype, std::optional<at::Layout> layout,
@@ -218,6 +239,7 @@ void grow(const c10::Storage& storage, size_t bytes) {
   if (storage.nbytes() != 0) {
     synchronize();
     std::memcpy(buffer_contents(data.get()), buffer_contents(storage.mutable_data()), storage.nbytes());
+    device::memory_written(static_cast<const std::byte*>(buffer_contents(data.get())), storage.nbytes());
   }
   storage.set_data_ptr_noswap(std::move(data));
   storage.set_nbytes(bytes);
@@ -263,7 +285,9 @@ Tensor& copy_(Tensor& self, const Tensor& source, bool non_blocking) {
   TORCH_CHECK(self.defined() && source.defined(), "copy_: undefined tensor");
   if (self.is_same(source)) return self;
   synchronize();
+  host_reads(source);
   on_host(self).copy_(on_host(source), non_blocking);
+  host_writes(self);
   return self;
 }
 
@@ -279,6 +303,7 @@ Tensor copy_from_and_resize(const Tensor& self, const Tensor& destination) {
 
 at::Scalar local_scalar(const Tensor& self) {
   synchronize();
+  host_reads(self);
   return at::_local_scalar_dense(host_alias(self));
 }
 
@@ -294,6 +319,7 @@ Tensor to_device(const Tensor& host) {
             : at::detail::empty_generic(host.sizes(), &allocator(), c10::DispatchKeySet(c10::DispatchKey::MPS),
                                         host.scalar_type(), std::nullopt);
   host_alias(result).copy_(host);
+  host_writes(result);
   return result;
 }
 
@@ -371,11 +397,23 @@ void run_on_host(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const size_t first = stack->size() - parameters.size();
   for (size_t i = 0; i < parameters.size(); ++i) {
     c10::IValue& value = (*stack)[first + i];
+    const auto* alias = parameters[i].alias_info();
+    const auto watch = [&](const Tensor& tensor) {
+      if (alias && alias->isWrite()) {
+        host_writes(tensor);
+      } else if (!alias && reads_arguments(name)) {
+        host_reads(tensor);
+      }
+    };
     if (value.isTensor()) {
+      watch(value.toTensor());
       value = call.in(value.toTensor());
     } else if (value.isTensorList()) {
       c10::List<Tensor> list;
-      for (const Tensor& tensor : value.toTensorVector()) list.push_back(call.in(tensor));
+      for (const Tensor& tensor : value.toTensorVector()) {
+        watch(tensor);
+        list.push_back(call.in(tensor));
+      }
       value = std::move(list);
     } else if (value.isOptionalTensorList()) {
       c10::List<std::optional<Tensor>> list;

@@ -17,11 +17,13 @@ enum class mem_flags : uint {
 constexpr mem_flags operator|(mem_flags a, mem_flags b) { return mem_flags(uint(a) | uint(b)); }
 constexpr mem_flags operator&(mem_flags a, mem_flags b) { return mem_flags(uint(a) & uint(b)); }
 
-__attribute__((always_inline, convergent)) inline void threadgroup_barrier(mem_flags) { mpsk_threadgroup_barrier(); }
+__attribute__((always_inline, convergent)) inline void threadgroup_barrier(mem_flags flags) {
+  mpsk_threadgroup_barrier(uint(flags));
+}
 
 // Without memory to order, a simdgroup_barrier promises nothing that a program could observe.
 __attribute__((always_inline, convergent)) inline void simdgroup_barrier(mem_flags flags) {
-  if (flags != mem_flags::mem_none) mpsk_simdgroup_barrier();
+  if (flags != mem_flags::mem_none) mpsk_simdgroup_barrier(uint(flags));
 }
 
 }  // namespace metal

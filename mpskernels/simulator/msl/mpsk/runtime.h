@@ -7,8 +7,10 @@
 extern "C" {
 // Waits for the lanes of the simdgroup that arrive here too; then `combine` has run once for all of them.
 __attribute__((convergent)) void mpsk_simd(void* payload, void (*combine)(void* const* payloads, unsigned active));
-__attribute__((convergent)) void mpsk_threadgroup_barrier();
-__attribute__((convergent)) void mpsk_simdgroup_barrier();
+// The same, for what is no operation of Metal's.
+__attribute__((convergent)) void mpsk_meet(void* payload, void (*combine)(void* const* payloads, unsigned active));
+__attribute__((convergent)) void mpsk_threadgroup_barrier(unsigned flags);
+__attribute__((convergent)) void mpsk_simdgroup_barrier(unsigned flags);
 __attribute__((noreturn)) void mpsk_fault(mpsk_text message);
 }
 
@@ -51,7 +53,7 @@ inline void nothing(void* const*, unsigned) {}
 
 __attribute__((always_inline, convergent)) inline void join(unsigned place) {
   at(place);
-  mpsk_simd(nullptr, &nothing);
+  mpsk_meet(nullptr, &nothing);
 }
 
 // --- Arguments of kernels ---
@@ -219,8 +221,7 @@ __attribute__((always_inline)) inline threadgroup T& threadgroup_memory() {
       ".popsection"
       :
       : "i"(Id), "i"(sizeof(T)), "i"(Align > alignof(T) ? Align : alignof(T)));
-  const mpsk_group* group = self().group;
-  return *(threadgroup T*)(group->threadgroup_memory + group->static_offsets[Id]);
+  return *(threadgroup T*)self().group->threadgroup_memory[Id];
 }
 
 // --- Temporaries ---

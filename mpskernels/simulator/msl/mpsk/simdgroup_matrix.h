@@ -29,6 +29,21 @@ inline uint column_of(uint lane) { return (lane & 1) << 1 | ((lane >> 3) & 1) <<
 inline bool leads() { return mpsk::self().lane == 0; }
 inline bool passes_by() { return mpsk::stack_slot().passes_by != 0; }
 
+// What an instrumented kernel tells of its operations on matrices (compiler/instrument.py): that one is here, with so
+// many multiply-accumulates, and the memory that the first lane goes through for all. It gets an address to use.
+#ifdef MPSK_INSTRUMENTED
+extern "C" void mpsk_mark_matrix(unsigned multiply_accumulates);
+extern "C" void* mpsk_matrix_memory(const void* memory, ulong elements_per_row, ulong x, ulong y, unsigned element_size,
+                                    bool transpose, bool write, const mpsk_site* site);
+#define MPSK_MARK_MATRIX(multiply_accumulates) mpsk_mark_matrix(multiply_accumulates)
+#define MPSK_MATRIX_MEMORY(T, memory, write)                                                                      \
+  (T*)mpsk_matrix_memory(memory, elements_per_row, matrix_origin.x, matrix_origin.y, sizeof(T), transpose_matrix, \
+                         write, 0)
+#else
+#define MPSK_MARK_MATRIX(multiply_accumulates)
+#define MPSK_MATRIX_MEMORY(T, memory, write) memory
+#endif
+
 typedef float float8 __attribute__((ext_vector_type(8)));
 
 template <typename T>
@@ -81,14 +96,14 @@ struct simdgroup_matrix {
 
   // This lane's two elements, to read and to write.
   thread vec<T, 2>& thread_elements() {
-    if (!distributed) mpsk_simd((void*)this, &share<T, true>);
+    if (!distributed) mpsk_meet((void*)this, &share<T, true>);
     mpsk::stack_slot().passes_by = 0;
     return *(thread vec<T, 2>*)&mine;
   }
 
   // The rest is not Metal's.
   void gather() const {
-    if (__builtin_expect(distributed, 0)) mpsk_simd((void*)this, &share<T, false>);
+    if (__builtin_expect(distributed, 0)) mpsk_meet((void*)this, &share<T, false>);
   }
 
   alignas(sizeof(T) * 8) T elements[8][8];
@@ -158,22 +173,29 @@ __attribute__((noinline)) void multiply_accumulate(const simdgroup_matrix<D, 8>&
   for (int row = 0; row < 8; ++row) write_row(whole.elements[row], sum[row]);
 }
 
-#define MPSK_SIMDGROUP_MEMORY(SPACE)                                                               \
-  template <typename T>                                                                            \
-  __attribute__((always_inline)) inline void simdgroup_load(                                       \
-      thread simdgroup_matrix<T, 8>& d, const SPACE T* source, ulong elements_per_row = 8,         \
-      ulong2 matrix_origin = ulong2(0), bool transpose_matrix = false) {                           \
-    if (!passes_by()) load<T>(d, source, elements_per_row, matrix_origin, transpose_matrix);       \
-  }                                                                                                \
-  template <typename T>                                                                            \
-  __attribute__((always_inline)) inline void simdgroup_store(                                      \
-      const simdgroup_matrix<T, 8>& a, SPACE T* destination, ulong elements_per_row = 8,           \
-      ulong2 matrix_origin = ulong2(0), bool transpose_matrix = false) {                           \
-    if (!passes_by()) store<T>(a, destination, elements_per_row, matrix_origin, transpose_matrix); \
+#define MPSK_SIMDGROUP_MEMORY(SPACE)                                                       \
+  template <typename T>                                                                    \
+  __attribute__((always_inline)) inline void simdgroup_load(                               \
+      thread simdgroup_matrix<T, 8>& d, const SPACE T* source, ulong elements_per_row = 8, \
+      ulong2 matrix_origin = ulong2(0), bool transpose_matrix = false) {                   \
+    MPSK_MARK_MATRIX(0);                                                                   \
+    if (passes_by()) return;                                                               \
+    const T* memory = MPSK_MATRIX_MEMORY(const T, source, false);                          \
+    load<T>(d, memory, elements_per_row, matrix_origin, transpose_matrix);                 \
+  }                                                                                        \
+  template <typename T>                                                                    \
+  __attribute__((always_inline)) inline void simdgroup_store(                              \
+      const simdgroup_matrix<T, 8>& a, SPACE T* destination, ulong elements_per_row = 8,   \
+      ulong2 matrix_origin = ulong2(0), bool transpose_matrix = false) {                   \
+    MPSK_MARK_MATRIX(0);                                                                   \
+    if (passes_by()) return;                                                               \
+    T* memory = MPSK_MATRIX_MEMORY(T, destination, true);                                  \
+    store<T>(a, memory, elements_per_row, matrix_origin, transpose_matrix);                \
   }
 MPSK_SIMDGROUP_MEMORY(device)
 MPSK_SIMDGROUP_MEMORY(threadgroup)
 #undef MPSK_SIMDGROUP_MEMORY
+#undef MPSK_MATRIX_MEMORY
 
 // d = a * b + c, in fp32, rounded once to d's type. d may be any of the operands.
 template <typename D, typename A, typename B, typename C>
@@ -181,6 +203,7 @@ __attribute__((always_inline)) inline void simdgroup_multiply_accumulate(thread 
                                                                          const simdgroup_matrix<A, 8>& a,
                                                                          const simdgroup_matrix<B, 8>& b,
                                                                          const simdgroup_matrix<C, 8>& c) {
+  MPSK_MARK_MATRIX(1);
   if (!passes_by()) multiply_accumulate(d, a, b, c);
 }
 

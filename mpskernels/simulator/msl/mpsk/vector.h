@@ -264,15 +264,32 @@ MPSK_VEC(4, 4)
 
 namespace mpsk_vector {
 
+// What an instrumented kernel tells (compiler/instrument.py).
+#ifdef MPSK_INSTRUMENTED
+extern "C" void mpsk_zero_division(const struct mpsk_site* site);
+extern "C" void mpsk_shift(ulong amount, ulong most, const struct mpsk_site* site);
+#define MPSK_ZERO_DIVISION() \
+  if (!__builtin_is_constant_evaluated()) mpsk_zero_division(0)
+#define MPSK_SHIFTED(amount, most) \
+  if (!__builtin_is_constant_evaluated()) mpsk_shift(amount, most, 0)
+#else
+#define MPSK_ZERO_DIVISION()
+#define MPSK_SHIFTED(amount, most)
+#endif
+
 // Integer division as the hardware does it: no trap, and a value for every pair.
 template <typename T> constexpr T divide_component(T a, T b) {
   if constexpr (is_integral_v<T>) {
-    if (b == T(0)) return T(0);
+    if (b == T(0)) {
+      MPSK_ZERO_DIVISION();
+      return T(0);
+    }
     if (is_signed_v<T> && b == T(-1)) return T(0 - make_unsigned_t<T>(a));
   }
   return T(a / b);
 }
 template <typename T> constexpr T remainder_component(T a, T b) {
+  if (b == T(0)) MPSK_ZERO_DIVISION();
   return b == T(0) || (is_signed_v<T> && b == T(-1)) ? T(0) : T(a % b);
 }
 
@@ -350,6 +367,13 @@ template <typename T, int n, typename U> struct shift_of<vec<T, n>, vec<U, n>, f
 template <typename T, int n, typename U> struct shift_of<vec<T, n>, packed_vec<U, n>, false>
     : shift_of<vec<T, n>, vec<U, n>> {};
 template <typename T, int n, typename B> struct shift_of<packed_vec<T, n>, B, false> : shift_of<vec<T, n>, B> {};
+
+template <typename T, typename B> constexpr ulong shift_count(B count) {
+  MPSK_SHIFTED(ulong(count), sizeof(T) * 8 - 1);
+  return ulong(count) & (sizeof(T) * 8 - 1);
+}
+#undef MPSK_ZERO_DIVISION
+#undef MPSK_SHIFTED
 }  // namespace mpsk_vector
 
 #define MPSK_SHIFT(op, component)                                                            \
@@ -357,15 +381,14 @@ template <typename T, int n, typename B> struct shift_of<packed_vec<T, n>, B, fa
   constexpr auto operator op(A a, B b) {                                                     \
     using V = typename mpsk_vector::operand<A>::vector;                                      \
     using T = typename mpsk_vector::operand<A>::element;                                     \
-    constexpr ulong mask = sizeof(T) * 8 - 1;                                                \
     V u(a);                                                                                  \
     C v(b);                                                                                  \
     MPSK_MAP(mpsk_vector::operand<V>::n, T, component)                                       \
   }
-#define MPSK_COMPONENT(i) T(make_unsigned_t<T>(u.i) << (ulong(v.i) & mask))
+#define MPSK_COMPONENT(i) T(make_unsigned_t<T>(u.i) << mpsk_vector::shift_count<T>(v.i))
 MPSK_SHIFT(<<, MPSK_COMPONENT)
 #undef MPSK_COMPONENT
-#define MPSK_COMPONENT(i) T(u.i >> (ulong(v.i) & mask))
+#define MPSK_COMPONENT(i) T(u.i >> mpsk_vector::shift_count<T>(v.i))
 MPSK_SHIFT(>>, MPSK_COMPONENT)
 #undef MPSK_COMPONENT
 #undef MPSK_SHIFT

@@ -13,11 +13,11 @@
 #define MTL_EXTERN extern
 #endif
 
-@protocol MTLBuffer
-, MTLCommandBuffer, MTLCommandQueue, MTLComputeCommandEncoder, MTLComputePipelineState, MTLDevice, MTLFunction,
-    MTLLibrary, MTLResource;
-@class MTLArchitecture, MTLCompileOptions, MTLComputePipelineDescriptor, MTLComputePipelineReflection,
-    MTLFunctionConstantValues;
+@protocol MTLBinaryArchive
+, MTLBuffer, MTLCommandBuffer, MTLCommandQueue, MTLComputeCommandEncoder, MTLComputePipelineState, MTLDevice,
+    MTLFunction, MTLLibrary, MTLResource;
+@class MTLArchitecture, MTLBinaryArchiveDescriptor, MTLCompileOptions, MTLComputePipelineDescriptor,
+    MTLComputePipelineReflection, MTLFunctionConstantValues;
 
 // Sizes -------------------------------------------------------------------------------------------
 
@@ -185,6 +185,14 @@ typedef NS_ENUM(NSUInteger, MTLLibraryError) {
   MTLLibraryErrorFileNotFound = 6,
 };
 
+typedef NS_ENUM(NSUInteger, MTLBinaryArchiveError) {
+  MTLBinaryArchiveErrorNone = 0,
+  MTLBinaryArchiveErrorInvalidFile = 1,
+  MTLBinaryArchiveErrorUnexpectedElement = 2,
+  MTLBinaryArchiveErrorCompilationFailure = 3,
+  MTLBinaryArchiveErrorInternalError = 4,
+};
+
 typedef NS_ENUM(NSUInteger, MTLCommandBufferError) {
   MTLCommandBufferErrorNone = 0,
   MTLCommandBufferErrorInternal = 1,
@@ -196,6 +204,7 @@ typedef NS_ENUM(NSUInteger, MTLCommandBufferError) {
 };
 
 MTL_EXTERN NSString* const MTLLibraryErrorDomain;
+MTL_EXTERN NSString* const MTLBinaryArchiveDomain;
 MTL_EXTERN NSString* const MTLCommandBufferErrorDomain;
 
 typedef void (^MTLCommandBufferHandler)(id<MTLCommandBuffer> commandBuffer);
@@ -246,6 +255,7 @@ MTL_EXTERN id<MTLDevice> MTLCreateSystemDefaultDevice(void);
                                                              options:(MTLPipelineOption)options
                                                           reflection:(MTLComputePipelineReflection**)reflection
                                                                error:(NSError**)error;
+- (id<MTLBinaryArchive>)newBinaryArchiveWithDescriptor:(MTLBinaryArchiveDescriptor*)descriptor error:(NSError**)error;
 @end
 
 // Memory ------------------------------------------------------------------------------------------
@@ -319,12 +329,27 @@ MTL_EXTERN id<MTLDevice> MTLCreateSystemDefaultDevice(void);
   id<MTLFunction> _computeFunction;
   BOOL _threadGroupSizeIsMultipleOfThreadExecutionWidth;
   NSUInteger _maxTotalThreadsPerThreadgroup;
+  NSArray* _binaryArchives;
 }
 @property(copy) NSString* label;
 @property(retain) id<MTLFunction> computeFunction;
 @property BOOL threadGroupSizeIsMultipleOfThreadExecutionWidth;
 @property NSUInteger maxTotalThreadsPerThreadgroup;
+@property(copy) NSArray* binaryArchives;  // of id<MTLBinaryArchive>
 - (void)reset;
+@end
+
+@interface MTLBinaryArchiveDescriptor : NSObject <NSCopying> {
+  NSURL* _url;
+}
+@property(copy) NSURL* url;
+@end
+
+@protocol MTLBinaryArchive <NSObject>
+@property(copy) NSString* label;
+@property(readonly) id<MTLDevice> device;
+- (BOOL)addComputePipelineFunctionsWithDescriptor:(MTLComputePipelineDescriptor*)descriptor error:(NSError**)error;
+- (BOOL)serializeToURL:(NSURL*)url error:(NSError**)error;
 @end
 
 @protocol MTLComputePipelineState <NSObject>

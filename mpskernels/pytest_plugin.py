@@ -1,0 +1,21 @@
+"""`pytest -p mpskernels.pytest_plugin --mpsk-check`: the simulator checks the kernels of every test."""
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.getgroup("mpskernels").addoption(
+        "--mpsk-check",
+        action="store_true",
+        help="fail tests whose kernels do wrong: races, accesses out of bounds, reads of what nobody wrote, ...",
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item):
+    if not item.config.getoption("--mpsk-check"):
+        return (yield)
+    from mpskernels import simulator
+
+    with simulator.check():
+        return (yield)

@@ -1,0 +1,15 @@
+// A barrier with mem_none makes threads wait for each other and orders no memory at all.
+#include <metal_stdlib>
+using namespace metal;
+
+template <bool repaired>
+kernel void reverse(device const float* x, device float* y, uint i [[thread_position_in_grid]],
+                    uint t [[thread_index_in_threadgroup]]) {
+  threadgroup float tile[64];
+  tile[t] = x[i];  // fault: other
+  threadgroup_barrier(repaired ? mem_flags::mem_threadgroup : mem_flags::mem_none);
+  y[i] = tile[63 - t];  // fault: race threadgroup, tile
+}
+
+template [[host_name("fault")]] [[kernel]] decltype(reverse<false>) reverse<false>;
+template [[host_name("repaired")]] [[kernel]] decltype(reverse<true>) reverse<true>;
