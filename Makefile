@@ -1,5 +1,5 @@
 # make demo    the main job on this machine, from nothing: packages, environment, build, run
-# make test    the tests, those of the kernels in fast and in safe math (make test-all: also the slow ones)
+# make test    the tests, those of the kernels also in safe math and under check (make test-all: also the slow ones)
 # make lint    what CI checks; make format applies it
 # make bench   our ops against stock torch; make bench-simulator: the simulator itself
 # make macos-wheel  the wheels for macOS, cross-built on Linux; make macos-check: all that can be proved of them there
@@ -14,6 +14,7 @@ PYTEST := $(PY) -m pytest -q
 # The tests of the kernels: those of every family that metal/ has.
 FAMILIES = $(patsubst metal/%_variants.h,%,$(wildcard metal/*_variants.h))
 KERNEL_TESTS = $(foreach family,$(FAMILIES),$(wildcard tests/test_$(family)*.py))
+CHECKED = $(if $(filter Linux,$(shell uname)),--mpsk-check)  # the simulator's checker watches them
 CPP = git ls-files -co --exclude-standard -- '*.h' '*.cpp' '*.mm' '*.metal'
 
 .PHONY: demo test test-all lint format bench bench-simulator macos-wheel macos-check hub build setup clean
@@ -24,11 +25,11 @@ demo: build
 # With ARGS, one run as they say; --math-mode safe is among them.
 test: build
 	$(PYTEST) -n 2 -m "not slow" $(ARGS)
-	$(if $(ARGS),,$(PYTEST) -n 2 -m "not slow" --math-mode safe $(KERNEL_TESTS))
+	$(if $(ARGS),,$(PYTEST) -n 2 -m "not slow" --math-mode safe $(CHECKED) $(KERNEL_TESTS))
 
 test-all: build
 	$(PYTEST) -n 2 $(ARGS)
-	$(if $(ARGS),,$(PYTEST) -n 2 --math-mode safe $(KERNEL_TESTS))
+	$(if $(ARGS),,$(PYTEST) -n 2 --math-mode safe $(CHECKED) $(KERNEL_TESTS))
 
 lint: setup
 	$(PY) -m ruff check
@@ -44,6 +45,7 @@ bench: build
 	$(PY) -m bench.table $(ARGS)
 
 bench-simulator: build
+	@.ci/system-packages $(PYTHON) oclgrind
 	$(PY) -m bench.bench_simulator
 
 macos-wheel: $(STAMP)-macos

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <string>
 #include <string_view>
 #include <tuple>
 #include <vector>
@@ -41,6 +42,22 @@ void check_gated(std::string_view op, const at::Tensor& gate, const std::optiona
 void check_gated_backward(std::string_view op, const at::Tensor& grad, const at::Tensor& gate,
                           const std::optional<at::Tensor>& up, std::string_view approximate);
 std::vector<c10::SymInt> check_matmul(const at::Tensor& a, const at::Tensor& b);
+void check_linear(const std::string& op, const at::Tensor& x, const at::Tensor& weight,
+                  const std::optional<at::Tensor>& bias, std::string_view activation,
+                  const std::optional<at::Tensor>& residual);
+void check_linear_backward(const at::Tensor& grad, const std::optional<at::Tensor>& preactivation,
+                           std::string_view activation, bool bias);
+void check_gated_linear(const std::string& op, const at::Tensor& x, const at::Tensor& w_gate, const at::Tensor& w_up,
+                        std::string_view activation);
+void check_gated_linear_backward(const at::Tensor& grad, const at::Tensor& gate, const at::Tensor& up,
+                                 std::string_view activation);
+void check_grouped_matmul(const at::Tensor& x, const at::Tensor& w, const at::Tensor& offsets,
+                          const std::optional<at::Tensor>& indices);
+void check_grouped_matmul_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& offsets,
+                                   const std::optional<at::Tensor>& indices);
+void check_grouped_matmul_scatter(const at::Tensor& rows, const at::Tensor& indices, c10::SymInt count);
+void check_add_matmuls(const at::Tensor& a, const at::Tensor& b, const at::Tensor& second_a,
+                       const at::Tensor& second_b);
 void check_rms_norm(const at::Tensor& x, const std::optional<at::Tensor>& weight, double eps);
 void check_rope(const at::Tensor& q, const std::optional<at::Tensor>& k, const std::optional<at::Tensor>& cos,
                 const std::optional<at::Tensor>& sin, const std::optional<at::Tensor>& positions,
@@ -67,6 +84,8 @@ struct from_python<const c10::SymInt&> {
   static const c10::SymInt& get(const type& value) { return value; }
 };
 template <>
+struct from_python<c10::SymInt> : from_python<const c10::SymInt&> {};
+template <>
 struct from_python<const at::Tensor&> {
   using type = const std::optional<at::Tensor>&;
   static at::Tensor get(type value) { return value.value_or(at::Tensor()); }
@@ -85,6 +104,14 @@ void define_checks(const Def& def) {
   def("check_linear_cross_entropy_backward", takes_none(mpsk::check_linear_cross_entropy_backward));
   def("check_gated", takes_none(mpsk::check_gated));
   def("check_gated_backward", takes_none(mpsk::check_gated_backward));
+  def("check_add_matmuls", takes_none(mpsk::check_add_matmuls));
+  def("check_gated_linear", takes_none(mpsk::check_gated_linear));
+  def("check_gated_linear_backward", takes_none(mpsk::check_gated_linear_backward));
+  def("check_grouped_matmul", takes_none(mpsk::check_grouped_matmul));
+  def("check_grouped_matmul_backward", takes_none(mpsk::check_grouped_matmul_backward));
+  def("check_grouped_matmul_scatter", takes_none(mpsk::check_grouped_matmul_scatter));
+  def("check_linear", takes_none(mpsk::check_linear));
+  def("check_linear_backward", takes_none(mpsk::check_linear_backward));
   def("check_matmul", takes_none(mpsk::check_matmul));
   def("check_rms_norm", takes_none(mpsk::check_rms_norm));
   def("check_rope", takes_none(mpsk::check_rope));

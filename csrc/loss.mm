@@ -370,7 +370,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_cross_entropy(const at::Te
   const Options options{ignore_index, label_smoothing, z_loss, soft_cap, reduction};
   check_linear_cross_entropy(op, hidden, weight, targets, ignore_index, label_smoothing, z_loss, soft_cap, reduction,
                              chunk);
-  const at::AutoDispatchBelowADInplaceOrView guard;
+  const at::AutoDispatchBelowADInplaceOrView no_autograd;
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastMPS);
   const at::TensorOptions f32 = hidden.options().dtype(at::kFloat);
   at::Tensor losses = at::empty(targets.sizes(), f32), lse = at::empty(targets.sizes(), f32);
   at::Tensor scale = launch_count(op, targets, options, f32);
@@ -403,7 +404,8 @@ std::tuple<at::Tensor, at::Tensor> linear_cross_entropy_backward(
   const Options options{ignore_index, label_smoothing, z_loss, soft_cap, reduction};
   check_linear_cross_entropy_backward(grad, hidden, weight, targets, lse, scale, ignore_index, label_smoothing, z_loss,
                                       soft_cap, reduction, chunk);
-  const at::AutoDispatchBelowADInplaceOrView guard;
+  const at::AutoDispatchBelowADInplaceOrView no_autograd;
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastMPS);
   const auto empty_if = [&](bool wanted, const at::Tensor& like) {
     return at::empty(wanted ? like.sizes() : at::IntArrayRef{0}, like.options());
   };
@@ -458,8 +460,9 @@ TORCH_LIBRARY_FRAGMENT(MPSK_NAMESPACE, m) {
   const std::string options =
       "int ignore_index=-100, float label_smoothing=0.0, float z_loss=0.0, float? soft_cap=None, "
       "str reduction=\"mean\"";
-  const auto define = [&](const std::string& begin, const std::string& end, auto* kernel, Gradient gradient) {
-    define_op(m, (begin + ", *, " + options + end).c_str(), kernel, gradient);
+  const auto define = [&](const std::string& begin, const std::string& end, auto* kernel, Gradient gradient,
+                          Autocast autocasts = Autocast::keeps) {
+    define_op(m, (begin + ", *, " + options + end).c_str(), kernel, gradient, autocasts);
   };
   define("cross_entropy(Tensor logits, Tensor targets",
          ", bool gradient=False) -> (Tensor loss, Tensor lse, Tensor scale, Tensor of_logits)", cross_entropy,
@@ -467,7 +470,8 @@ TORCH_LIBRARY_FRAGMENT(MPSK_NAMESPACE, m) {
   define("cross_entropy_backward(Tensor grad, Tensor logits, Tensor targets, Tensor lse, Tensor scale", ") -> Tensor",
          cross_entropy_backward, Gradient::refused);
   define("linear_cross_entropy(Tensor hidden, Tensor weight, Tensor targets",
-         ", int? chunk=None) -> (Tensor loss, Tensor lse, Tensor scale)", linear_cross_entropy, Gradient::registered);
+         ", int? chunk=None) -> (Tensor loss, Tensor lse, Tensor scale)", linear_cross_entropy, Gradient::registered,
+         Autocast::casts);
   define("linear_cross_entropy_backward(Tensor grad, Tensor hidden, Tensor weight, Tensor targets, Tensor lse, "
          "Tensor scale",
          ", int? chunk=None, bool hidden_gradient=True, bool weight_gradient=True) -> (Tensor, Tensor)",

@@ -1,73 +1,50 @@
-// mpsk::matmul: checks, the choice of a kernel, its launch.
+// mpsk::matmul, mpsk::linear and mpsk::gated_linear: checks and products.
 #include <ATen/ops/empty.h>
 #include <c10/core/SymIntArrayRef.h>
-#include <c10/util/SmallVector.h>
-#include <c10/util/StringUtil.h>
 #include <c10/util/accumulate.h>
 
 #include <algorithm>
-#include <limits>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <tuple>
 #include <vector>
 
-#include "matmul_params.h"
-#include "matmul_select.h"
+#include "matmul_product.h"
 #include "runtime/check.h"
 #include "runtime/register.h"
-#include "runtime/runtime.h"
 
 namespace mpsk {
 namespace {
 
-constexpr const char* op = "matmul";
-constexpr int64_t vector_bytes = 16;
-// Rows of tiles walked together: about 60 threadgroups run at a time on 10 cores, and 8x8 tiles of out need the fewest
-// tiles of a and b. Unmeasured.
-constexpr uint32_t band = 8;
+using optional_tensor = std::optional<at::Tensor>;
 
-// One axis of an operand.
-struct extent {
-  int64_t size, stride;
-};
+// (..., k) as rows of a matrix; what has no leading dimension has one row.
+at::Tensor rows_of(const at::Tensor& x) { return x.dim() == 1 ? x.unsqueeze(0) : x; }
 
-// Whether loads move along `x` rather than `y`: along the shorter stride that leads anywhere.
-bool moves_along(extent x, extent y) {
-  const auto cost = [](extent axis) {
-    return axis.size == 1 || axis.stride == 0 ? std::numeric_limits<int64_t>::max() : axis.stride;
-  };
-  return cost(x) < cost(y);
+std::vector<int64_t> result_sizes(const at::Tensor& x, int64_t features) {
+  std::vector<int64_t> sizes = x.sizes().vec();
+  sizes.back() = features;
+  return sizes;
 }
 
-// A batch dimension of the product.
-struct batch_dim {
-  int64_t size, a_stride, b_stride;
-};
+at::Tensor empty(const std::vector<int64_t>& sizes, const at::Tensor& like) {
+  return at::empty(sizes, like.options().memory_format(at::MemoryFormat::Contiguous));
+}
 
-// The batch dimensions, outermost first, broadcast, with neighbours merged where one stride describes both.
-c10::SmallVector<batch_dim, 8> batch_dims(const at::Tensor& a, const at::Tensor& b) {
-  c10::SmallVector<batch_dim, 8> dims;
-  for (int64_t i = std::max(a.dim(), b.dim()); i > 2; --i) {
-    const auto axis = [i](const at::Tensor& t) {
-      return i <= t.dim() ? extent{t.size(-i), t.stride(-i)} : extent{1, 0};
-    };
-    const extent a_axis = axis(a), b_axis = axis(b);
-    const batch_dim dim{.size = a_axis.size == 1 ? b_axis.size : a_axis.size,
-                        .a_stride = a_axis.size == 1 ? 0 : a_axis.stride,
-                        .b_stride = b_axis.size == 1 ? 0 : b_axis.stride};
-    if (dim.size == 1) continue;
-    if (!dims.empty() && dims.back().a_stride == dim.size * dim.a_stride &&
-        dims.back().b_stride == dim.size * dim.b_stride) {
-      dims.back() = {dims.back().size * dim.size, dim.a_stride, dim.b_stride};
-    } else {
-      dims.push_back(dim);
-    }
-  }
-  return dims;
+// x and a weight that goes with it.
+void check_weight(const Arg& weight, const Arg& x) {
+  check_device(weight, x);
+  check_same_dtype(weight, x);
+  check_dim(weight, 2);
+  check_size(weight, 1, x.tensor.sym_size(-1), "to match x.size(-1)");
 }
 
 }  // namespace
 
 // Returns the sizes of the product.
 std::vector<c10::SymInt> check_matmul(const at::Tensor& a, const at::Tensor& b) {
+  const char* op = "matmul";
   const Arg a_arg{op, "a", a}, b_arg{op, "b", b};
   check_device(a_arg);
   check_device(b_arg, a_arg);
@@ -94,86 +71,166 @@ std::vector<c10::SymInt> check_matmul(const at::Tensor& a, const at::Tensor& b) 
   return sizes;
 }
 
-at::Tensor matmul(const at::Tensor& a_arg, const at::Tensor& b_arg) {
-  const std::vector<c10::SymInt> symbolic_sizes = check_matmul(a_arg, b_arg);
-  const at::IntArrayRef sizes = C10_AS_INTARRAYREF_SLOW(symbolic_sizes);
-  const int64_t outputs = c10::multiply_integers(sizes);
-  if (outputs == 0) return at::empty(sizes, a_arg.options());
-  const at::Tensor a = a_arg.dim() == 1 ? a_arg.unsqueeze(0) : a_arg;
-  const at::Tensor b = b_arg.dim() == 1 ? b_arg.unsqueeze(1) : b_arg;
-
-  extent a_m{a.size(-2), a.stride(-2)};
-  const extent a_k{a.size(-1), a.stride(-1)}, b_k{b.size(-2), b.stride(-2)}, b_n{b.size(-1), b.stride(-1)};
-  auto dims = batch_dims(a, b);
-  // A batch that shares b is further rows of a where one stride reaches them: tiles fill up, b is read once.
-  while (!dims.empty() && dims.back().b_stride == 0 &&
-         (a_m.size == 1 || dims.back().a_stride == a_m.size * a_m.stride)) {
-    a_m = {a_m.size * dims.back().size, a_m.size == 1 ? dims.back().a_stride : a_m.stride};
-    dims.pop_back();
+void check_linear(const std::string& op_name, const at::Tensor& x, const at::Tensor& weight,
+                  const optional_tensor& bias, std::string_view activation, const optional_tensor& residual) {
+  const char* op = op_name.c_str();
+  const Arg x_arg{op, "x", x}, weight_arg{op, "weight", weight};
+  check_device(x_arg);
+  check_dtype(x_arg);
+  check_dim_between(x_arg, 1, 64);
+  check_weight(weight_arg, x_arg);
+  if (bias) {
+    const Arg bias_arg{op, "bias", *bias};
+    check_device(bias_arg, x_arg);
+    check_same_dtype(bias_arg, x_arg);
+    check_dim(bias_arg, 1);
+    check_size(bias_arg, 0, weight.sym_size(0), "to match weight.size(0)");
   }
-  require_supported(dims.size() <= matmul_max_batch_dims, op, "expected at most ", +matmul_max_batch_dims,
-                    " batch dimensions that no single stride describes, got ", dims.size(),
-                    "; pass a.contiguous() and b.contiguous()");
-
-  const bool a_along_m = moves_along(a_m, a_k), b_along_k = moves_along(b_k, b_n);
-  const int64_t alignment = vector_bytes / a.element_size();
-  const auto takes_vectors = [&](const at::Tensor& t, extent along, extent across, int64_t batch_dim::* stride) {
-    return along.stride == 1 && (across.size == 1 || across.stride % alignment == 0) &&
-           t.storage_offset() % alignment == 0 &&
-           std::ranges::all_of(dims, [&](const batch_dim& dim) { return dim.*stride % alignment == 0; });
-  };
-  const bool a_vectors = takes_vectors(a, a_along_m ? a_m : a_k, a_along_m ? a_k : a_m, &batch_dim::a_stride);
-  const bool b_vectors = takes_vectors(b, b_along_k ? b_k : b_n, b_along_k ? b_n : b_k, &batch_dim::b_stride);
-
-  const matmul_tile tile = choose_matmul(device().family, a_m.size, b_n.size, outputs).use;
-  const int64_t tiles_m = (a_m.size + tile.bm - 1) / tile.bm, tiles_n = (b_n.size + tile.bn - 1) / tile.bn;
-  // A grid has fewer than 2^32 threads along each dimension: 32 a tile along x, 2 a batch along z.
-  constexpr int64_t max_tiles = (int64_t{1} << 27) - 1, max_batch = (int64_t{1} << 31) - 1;
-  require_supported(tiles_n <= max_tiles / tiles_m, op, "expected at most ", max_tiles, " tiles of ", tile.bm, "x",
-                    tile.bn, " in a product, got ", tiles_m, " x ", tiles_n);
-  const int64_t batch = outputs / (a_m.size * b_n.size);
-  require_supported(batch <= max_batch, op, "expected at most ", max_batch, " products in a batch, got ", batch);
-
-  matmul_params params{.m = static_cast<uint64_t>(a_m.size),
-                       .n = static_cast<uint64_t>(b_n.size),
-                       .k = static_cast<uint64_t>(a_k.size),
-                       .a_stride_m = a_m.stride,
-                       .a_stride_k = a_k.stride,
-                       .b_stride_k = b_k.stride,
-                       .b_stride_n = b_n.stride,
-                       .a_batch_strides = {},
-                       .b_batch_strides = {},
-                       .batch_sizes = {},
-                       .batch_dims = static_cast<uint32_t>(dims.size()),
-                       .tiles_m = static_cast<uint32_t>(tiles_m),
-                       .tiles_n = static_cast<uint32_t>(tiles_n),
-                       .band = band};
-  std::ranges::reverse(dims);
-  for (size_t d = 0; d < dims.size(); ++d) {
-    params.a_batch_strides[d] = dims[d].a_stride;
-    params.b_batch_strides[d] = dims[d].b_stride;
-    params.batch_sizes[d] = static_cast<uint32_t>(dims[d].size);  // at most max_batch
+  if (residual) {
+    const Arg residual_arg{op, "residual", *residual};
+    check_device(residual_arg, x_arg);
+    check_same_dtype(residual_arg, x_arg);
+    check_dim(residual_arg, x.dim());
+    for (int64_t i = x.dim(); i > 1; --i) {
+      check_size(residual_arg, -i, x.sym_size(-i), c10::str("to match x.size(", -i, ")"));
+    }
+    check_size(residual_arg, -1, weight.sym_size(0), "to match weight.size(0)");
   }
-
-  const auto kernel =
-      pipeline(c10::str("matmul_tile_", dtype_suffix(a), "_bm", tile.bm, "_bn", tile.bn, "_bk", tile.bk),
-               {{matmul_constant_a_along_m, "a_along_m", a_along_m},
-                {matmul_constant_b_along_k, "b_along_k", b_along_k},
-                {matmul_constant_a_vectors, "a_vectors", a_vectors},
-                {matmul_constant_b_vectors, "b_vectors", b_vectors}});
-  at::Tensor out = at::empty(sizes, a.options());
-  launch(op, [&](Encoder& encoder) {
-    encoder.use(kernel);
-    encoder.tensor(matmul_buffer_a, a);
-    encoder.tensor(matmul_buffer_b, b);
-    encoder.tensor(matmul_buffer_out, out);
-    encoder.params(matmul_buffer_params, params);
-    encoder.dispatch({.x = static_cast<size_t>(tiles_m * tiles_n), .z = static_cast<size_t>(batch)},
-                     {.x = 32, .y = 2, .z = 2});
-  });
-  return out;
+  check_activation(op, activation);
 }
 
-TORCH_LIBRARY_FRAGMENT(MPSK_NAMESPACE, m) { define_op(m, "matmul(Tensor a, Tensor b) -> Tensor", matmul); }
+void check_gated_linear(const std::string& op_name, const at::Tensor& x, const at::Tensor& w_gate,
+                        const at::Tensor& w_up, std::string_view activation) {
+  const char* op = op_name.c_str();
+  const Arg x_arg{op, "x", x}, gate_arg{op, "w_gate", w_gate}, up_arg{op, "w_up", w_up};
+  check_device(x_arg);
+  check_dtype(x_arg);
+  check_dim_between(x_arg, 1, 64);
+  check_weight(gate_arg, x_arg);
+  check_weight(up_arg, x_arg);
+  check_size(up_arg, 0, w_gate.sym_size(0), "to match w_gate.size(0)");
+  check_activation(op, activation);
+}
+
+// a @ b + second_a @ second_b, of matrices.
+void check_add_matmuls(const at::Tensor& a, const at::Tensor& b, const at::Tensor& second_a,
+                       const at::Tensor& second_b) {
+  const char* op = "add_matmuls";
+  const Arg a_arg{op, "a", a}, b_arg{op, "b", b}, c_arg{op, "second_a", second_a}, d_arg{op, "second_b", second_b};
+  check_device(a_arg);
+  check_dtype(a_arg);
+  check_dim(a_arg, 2);
+  for (const Arg& arg : {b_arg, c_arg, d_arg}) {
+    check_device(arg, a_arg);
+    check_same_dtype(arg, a_arg);
+    check_dim(arg, 2);
+  }
+  check_size(b_arg, 0, a.sym_size(1), "to match a.size(1)");
+  check_size(c_arg, 0, a.sym_size(0), "to match a.size(0)");
+  check_size(c_arg, 1, a.sym_size(1), "to match a.size(1)");
+  check_size(d_arg, 0, b.sym_size(0), "to match b.size(0)");
+  check_size(d_arg, 1, b.sym_size(1), "to match b.size(1)");
+}
+
+namespace {
+
+at::Tensor matmul(const at::Tensor& a, const at::Tensor& b) {
+  const std::vector<c10::SymInt> sizes = check_matmul(a, b);
+  return launch_product({.op = "matmul",
+                         .a = rows_of(a),
+                         .b = b.dim() == 1 ? b.unsqueeze(1) : b,
+                         .sizes = C10_AS_INTARRAYREF_SLOW(sizes)});
+}
+
+at::Tensor launch_linear(const char* op, const at::Tensor& x, const at::Tensor& weight, const optional_tensor& bias,
+                         std::string_view activation, const optional_tensor& residual,
+                         const at::Tensor& preactivation) {
+  return launch_product({.op = op,
+                         .a = rows_of(x),
+                         .b = weight,
+                         .sizes = result_sizes(x, weight.size(0)),
+                         .b_transposed = true,
+                         .bias = bias.value_or(at::Tensor()),
+                         .residual = residual ? rows_of(*residual) : at::Tensor(),
+                         .preactivation = preactivation,
+                         .activation = check_activation(op, activation)});
+}
+
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const optional_tensor& bias,
+                  std::string_view activation, const optional_tensor& residual) {
+  check_linear("linear", x, weight, bias, activation, residual);
+  return launch_linear("linear", x, weight, bias, activation, residual, {});
+}
+
+// The second result: what the activation was applied to; without one, nothing.
+std::tuple<at::Tensor, at::Tensor> linear_saving(const at::Tensor& x, const at::Tensor& weight,
+                                                 const optional_tensor& bias, std::string_view activation,
+                                                 const optional_tensor& residual) {
+  const char* op = "linear_saving";
+  check_linear(op, x, weight, bias, activation, residual);
+  const bool saves = activation != "none";
+  const at::Tensor saved = empty(saves ? result_sizes(x, weight.size(0)) : std::vector<int64_t>{0}, x);
+  return {launch_linear(op, x, weight, bias, activation, residual, saves ? saved : at::Tensor()), saved};
+}
+
+at::Tensor launch_gated(const char* op, const at::Tensor& x, const at::Tensor& w_gate, const at::Tensor& w_up,
+                        std::string_view activation, const at::Tensor& gate, const at::Tensor& up) {
+  return launch_product({.op = op,
+                         .a = rows_of(x),
+                         .b = w_gate,
+                         .sizes = result_sizes(x, w_gate.size(0)),
+                         .second_b = w_up,
+                         .b_transposed = true,
+                         .preactivation = gate,
+                         .up = up,
+                         .activation = check_activation(op, activation)});
+}
+
+at::Tensor gated_linear(const at::Tensor& x, const at::Tensor& w_gate, const at::Tensor& w_up,
+                        std::string_view activation) {
+  check_gated_linear("gated_linear", x, w_gate, w_up, activation);
+  return launch_gated("gated_linear", x, w_gate, w_up, activation, {}, {});
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> gated_linear_saving(const at::Tensor& x, const at::Tensor& w_gate,
+                                                                   const at::Tensor& w_up,
+                                                                   std::string_view activation) {
+  check_gated_linear("gated_linear_saving", x, w_gate, w_up, activation);
+  const std::vector<int64_t> sizes = result_sizes(x, w_gate.size(0));
+  const at::Tensor gate = empty(sizes, x), up = empty(sizes, x);
+  return {launch_gated("gated_linear_saving", x, w_gate, w_up, activation, gate, up), gate, up};
+}
+
+at::Tensor add_matmuls(const at::Tensor& a, const at::Tensor& b, const at::Tensor& second_a,
+                       const at::Tensor& second_b) {
+  check_add_matmuls(a, b, second_a, second_b);
+  // The kernels know the strides of one a.
+  const bool alike = a.strides() == second_a.strides();
+  return launch_product({.op = "add_matmuls",
+                         .a = alike ? a : a.contiguous(),
+                         .b = b,
+                         .sizes = {{a.size(0), b.size(1)}},
+                         .second_a = alike ? second_a : second_a.contiguous(),
+                         .second_b = second_b});
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(MPSK_NAMESPACE, m) {
+  define_op(m, "matmul(Tensor a, Tensor b) -> Tensor", matmul, Gradient::registered, Autocast::casts);
+  define_op(m,
+            "linear(Tensor x, Tensor weight, Tensor? bias=None, *, str activation=\"none\", Tensor? residual=None) -> "
+            "Tensor",
+            linear, Gradient::saving, Autocast::casts);
+  define_op(m,
+            "linear_saving(Tensor x, Tensor weight, Tensor? bias, str activation, Tensor? residual) -> (Tensor, "
+            "Tensor)",
+            linear_saving, Gradient::registered);
+  define_op(m, "gated_linear(Tensor x, Tensor w_gate, Tensor w_up, *, str activation=\"silu\") -> Tensor", gated_linear,
+            Gradient::saving, Autocast::casts);
+  define_op(m, "gated_linear_saving(Tensor x, Tensor w_gate, Tensor w_up, str activation) -> (Tensor, Tensor, Tensor)",
+            gated_linear_saving, Gradient::registered);
+  define_op(m, "add_matmuls(Tensor a, Tensor b, Tensor second_a, Tensor second_b) -> Tensor", add_matmuls);
+}
 
 }  // namespace mpsk

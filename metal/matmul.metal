@@ -1,126 +1,220 @@
-// out[z, m, n] = sum over k of a[z, m, k] * b[z, k, n], accumulated in fp32 and rounded once.
+// out[z, m, n] = sum over k of a[z, m, k] * b[z, k, n], accumulated in fp32, finished by the epilogue, rounded once.
 
 #include <metal_stdlib>
 
 #include "common/fragment.h"
 #include "common/tile.h"
+#include "matmul_constants.h"
 #include "matmul_params.h"
 #include "matmul_variants.h"
 
 using namespace metal;
 using namespace mpsk;
 
-constant bool a_along_m [[function_constant(matmul_constant_a_along_m)]];
-constant bool b_along_k [[function_constant(matmul_constant_b_along_k)]];
-constant bool a_vectors [[function_constant(matmul_constant_a_vectors)]];
-constant bool b_vectors [[function_constant(matmul_constant_b_vectors)]];
+// The rows of out that a tile makes, and the group that they belong to.
+struct tile_place {
+  uint group;  // == groups: rows that no group has, which become zero; > groups: no such tile
+  ulong row;
+  ulong row_end;
+};
 
-// Offset of batch z of an operand, in elements.
-static long batch_offset(uint z, constant int64_t* strides, constant matmul_params& p) {
-  long offset = 0;
-  for (uint d = 0; d < p.batch_dims; ++d) {
-    offset += long(z % p.batch_sizes[d]) * strides[d];
-    z /= p.batch_sizes[d];
+// Row tile `tile` of the tiles of bm rows that the groups are cut into, each group by itself. All lanes of a simdgroup
+// look for it together, 32 groups at a time.
+template <int bm>
+tile_place find_tile(uint tile, const device int* offsets, constant matmul_params& p, uint lane) {
+  const int rows = int(p.m);
+  uint before = 0;  // tiles of the groups so far
+  for (uint base = 0; base <= p.groups; base += 32) {
+    const uint group = base + lane;
+    const int begin = group == 0 ? 0 : group <= p.groups ? clamp(offsets[group - 1], 0, rows) : rows;
+    const int end = group < p.groups ? clamp(offsets[group], 0, rows) : rows;
+    const uint tiles = uint(max(end - begin, 0) + bm - 1) / bm;
+    const uint after = before + simd_prefix_inclusive_sum(tiles);
+    const bool here = tile < after && tile >= after - tiles;
+    if (simd_any(here)) {
+      const uint first = here ? uint(begin) + (tile - (after - tiles)) * bm : 0;
+      return {simd_max(here ? group : 0), simd_max(first), simd_max(here ? uint(end) : 0)};
+    }
+    before = simd_broadcast(after, 31);
   }
-  return offset;
+  return {p.groups + 1, 0, 0};
 }
 
-// matmul_tile: a threadgroup of 2x2 simdgroups makes a bm x bn tile of out. Each simdgroup keeps a quarter of it in
+// matmul_tile: a threadgroup of wm x wn simdgroups makes a bm x bn tile of out. Each simdgroup keeps its part of it in
 // registers, as fragments, while tiles of a and b, bk deep, pass through threadgroup memory.
 //
-// Grid: x: tiles of out, in bands of several rows of tiles, down each column of a band, so that threadgroups that run
-// at the same time share tiles of both operands in cache; z: batch. Threadgroup: (32, 2, 2).
+// matmul_gated: the same with two products of one a, that the epilogue makes one.
+// matmul_packed: a threadgroup makes `packs` tiles, each by a simdgroup of its own, of as many products of a batch.
 //
-// Threadgroup bytes: 64x64x16: f32 10240, f16 and bf16 6144 at most; 32x32x32: f32 9216, f16 and bf16 5120.
+// Grid: x: tiles of out, in bands of several rows of tiles, down each column of a band, so that threadgroups that run
+// at the same time share tiles of both operands in cache; y: splits of k; z: batch, by packs. Where offsets divide the
+// rows, there are enough rows of tiles for any division. Threadgroup: (32, wm * wn * packs).
+//
+// Threadgroup bytes: sizeof(T) * ((bm + products * bn) * bk + padding of 16 bytes a row), times packs; the most is
+// 17408, of 64x32x32 in fp32.
 //
 // Necessary: 2 m n k FLOP; a and b read once, out written once. What the kernel adds:
-// - a is read ceil(n / bn) times and b ceil(m / bm) times, most of it from cache;
-// - tiles at an edge multiply the zeros that fill them up;
-// - bk of k cost two barriers, and 8 of k cost a simdgroup (bm + bn) / 16 fragment loads for bm bn / 256 fragment
-//   multiplications: 0.5 for each at 64x64, 1 for each at 32x32;
+// - a is read ceil(n / bn) times and b ceil(m / bm) times, most of it from cache: m n k (1 / bm + 1 / bn) elements;
+// - tiles at an edge multiply the zeros that fill them up, and so does the last step along k;
+// - bk of k cost two barriers, and 8 of k cost a simdgroup bm / wm / 8 + bn / wn / 8 fragment loads for as many
+//   multiplications as their product: 0.5 for each at 64x64 by 2x2, 0.375 by 1x2;
 // - bounds checks cost two comparisons for each 16 bytes loaded. At 64x64 a thread loads 2 (f16) or 4 of those for 32
-//   fragment multiplications of about 17 cycles: too little for a second kernel for shapes that need no checks.
+//   fragment multiplications of about 17 cycles: too little for a second kernel for shapes that need no checks, or a
+//   loop of its own for the last step.
 //
 // a and b enter the multiplications in their own type: the products of two halves or bfloats are exact in fp32.
-template <typename T, int bm, int bn, int bk>
-[[kernel, max_total_threads_per_threadgroup(128)]] void matmul_tile(
+template <typename T, int bm, int bn, int bk, int wm, int wn, int packs, int products>
+[[kernel, max_total_threads_per_threadgroup(32 * wm * wn * packs)]] void matmul_tile(
     const device T* a [[buffer(matmul_buffer_a)]], const device T* b [[buffer(matmul_buffer_b)]],
     device T* out [[buffer(matmul_buffer_out)]], constant matmul_params& p [[buffer(matmul_buffer_params)]],
+    device float* partials [[buffer(matmul_buffer_partials), function_constant(is_partial)]],
+    const device T* bias [[buffer(matmul_buffer_bias), function_constant(has_bias)]],
+    const device T* residual [[buffer(matmul_buffer_residual), function_constant(has_residual)]],
+    device T* preactivation [[buffer(matmul_buffer_preactivation), function_constant(has_preactivation)]],
+    device T* up [[buffer(matmul_buffer_up), function_constant(has_preactivation)]],
+    const device T* second_a [[buffer(matmul_buffer_second_a), function_constant(has_second_a)]],
+    const device T* second_b [[buffer(matmul_buffer_second_b), function_constant(has_second_b)]],
+    const device int* offsets [[buffer(matmul_buffer_offsets), function_constant(has_offsets)]],
+    const device int* indices [[buffer(matmul_buffer_indices), function_constant(is_gathered)]],
     uint3 group [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]], uint simd_index [[simdgroup_index_in_threadgroup]]) {
-  constexpr int threads = 128;
-  constexpr int row_frags = bm / 2 / frag_size;  // fragments of a simdgroup
-  constexpr int column_frags = bn / 2 / frag_size;
+  const bool is_grouped = has_offsets && !is_grouped_k;
+  static_assert(packs == 1 || wm * wn == 1, "a pack is the work of one simdgroup");
+  constexpr int threads = packs == 1 ? 32 * wm * wn : 32;
+  constexpr int row_frags = bm / wm / frag_size;  // fragments of a simdgroup
+  constexpr int column_frags = bn / wn / frag_size;
   // A tile keeps the orientation of its operand, so that the copy moves along the shorter stride on both sides.
   constexpr int a_upright = tile_vectors<T>(bm, bk), a_lying = tile_vectors<T>(bk, bm);
   constexpr int b_upright = tile_vectors<T>(bk, bn), b_lying = tile_vectors<T>(bn, bk);
-  threadgroup uint4 a_tile[a_upright > a_lying ? a_upright : a_lying];
-  threadgroup uint4 b_tile[b_upright > b_lying ? b_upright : b_lying];
+  constexpr int a_size = a_upright > a_lying ? a_upright : a_lying;
+  constexpr int b_size = b_upright > b_lying ? b_upright : b_lying;
+  threadgroup uint4 a_tiles[packs * a_size];
+  threadgroup uint4 b_tiles[packs * products * b_size];
+  const uint pack = packs == 1 ? 0 : simd_index;
+  threadgroup uint4* a_tile = a_tiles + pack * a_size;
+  threadgroup uint4* b_tile = b_tiles + pack * products * b_size;
+  const uint thread_in_tile = packs == 1 ? thread_index : lane;
+  const uint z = group.z * packs + pack;
+  if (packs != 1 && z >= p.batch) {
+    return;  // a whole simdgroup, which meets no other
+  }
 
   const uint band = group.x / (p.band * p.tiles_n) * p.band;  // its first row of tiles
   const uint band_rows = min(p.band, p.tiles_m - band);       // the last band may have fewer
   const uint in_band = group.x - band * p.tiles_n;
-  const ulong first_row = ulong(band + in_band % band_rows) * bm;
-  const ulong first_column = ulong(in_band / band_rows) * bn;
-  const ulong row_count = p.m - first_row;
-  const ulong column_count = p.n - first_column;
-  a += batch_offset(group.z, p.a_batch_strides, p) + long(first_row) * p.a_stride_m;
-  b += batch_offset(group.z, p.b_batch_strides, p) + long(first_column) * p.b_stride_n;
-  out += (group.z * p.m + first_row) * p.n + first_column;
-
-  const int row = int(simd_index >> 1) * (bm / 2);  // of this simdgroup's quarter in the tile
-  const int column = int(simd_index & 1) * (bn / 2);
-  frag<float> sums[row_frags][column_frags];
-#pragma clang loop unroll(full)
-  for (int i = 0; i < row_frags; ++i) {
-#pragma clang loop unroll(full)
-    for (int j = 0; j < column_frags; ++j) {
-      sums[i][j] = make_filled_simdgroup_matrix<float, frag_size>(0.0f);
+  tile_place place = {z, ulong(band + in_band % band_rows) * bm, p.m};
+  ulong k = group.y * p.k_per_split;
+  ulong k_end = min(p.k, k + p.k_per_split);
+  if (is_grouped) {
+    place = find_tile<bm>(band + in_band % band_rows, offsets, p, lane);
+    if (place.group > p.groups) {
+      return;  // the whole threadgroup
     }
+    if (place.group == p.groups) {
+      k_end = k;
+    }
+  } else if (is_grouped_k) {
+    k = z == 0 ? 0 : ulong(clamp(offsets[z - 1], 0, int(p.k)));
+    k_end = max(k, ulong(clamp(offsets[z], 0, int(p.k))));
+  }
+  const ulong first_row = place.row;
+  const ulong first_column = ulong(in_band / band_rows) * bn;
+  const int row_count = count_in_tile(place.row_end - first_row, bm);
+  const int column_count = count_in_tile(p.n - first_column, bn);
+
+  const int row = packs == 1 ? int(simd_index) / wn * (bm / wm) : 0;  // of this simdgroup's part of the tile
+  const int column = packs == 1 ? int(simd_index) % wn * (bn / wn) : 0;
+  frag<float> sums[products][row_frags][column_frags];
+#pragma clang loop unroll(full)
+  for (int i = 0; i < products * row_frags * column_frags; ++i) {
+    sums[i / (row_frags * column_frags)][i / column_frags % row_frags][i % column_frags] =
+        make_filled_simdgroup_matrix<float, frag_size>(0.0f);
   }
 
-  for (ulong k = 0; k < p.k; k += bk) {
-    const ulong k_count = p.k - k;
-    threadgroup_barrier(mem_flags::mem_threadgroup);  // the previous tiles have been read
-    if (a_along_m) {
-      load_tile<T, bk, bm, threads>(a_tile, a, p.a_stride_k, p.a_stride_m, k_count, row_count, a_vectors, thread_index);
-    } else {
-      load_tile<T, bm, bk, threads>(a_tile, a, p.a_stride_m, p.a_stride_k, row_count, k_count, a_vectors, thread_index);
-    }
-    if (b_along_k) {
-      load_tile<T, bn, bk, threads>(b_tile, b, p.b_stride_n, p.b_stride_k, column_count, k_count, b_vectors,
-                                    thread_index);
-    } else {
-      load_tile<T, bk, bn, threads>(b_tile, b, p.b_stride_k, p.b_stride_n, k_count, column_count, b_vectors,
-                                    thread_index);
-    }
-    a += bk * p.a_stride_k;
-    b += bk * p.b_stride_k;
-    threadgroup_barrier(mem_flags::mem_threadgroup);  // publishes both tiles
+  // Group `groups` has no b, and a step along no k.
+  const uint b_batch = is_grouped ? min(place.group, p.groups - 1) : z;
+  const long a_offset = batch_offset(z, p.a_batch_strides, p);
+  const long b_offset = is_grouped ? long(b_batch) * p.b_batch_strides[0] : batch_offset(z, p.b_batch_strides, p);
+  const int a_pitch = tile_pitch<T>(a_along_m ? bm : bk);
+  const int b_pitch = tile_pitch<T>(b_along_k ? bk : bn);
+  const threadgroup T* a_part = (const threadgroup T*)a_tile + (a_along_m ? row : row * a_pitch);
+  const threadgroup T* b_part = (const threadgroup T*)b_tile + (b_along_k ? column * b_pitch : column);
+  for (int pair = 0; pair < (has_second_a ? 2 : 1); ++pair) {
+    const device T* pair_a = (pair == 0 ? a : second_a) + a_offset;
+    for (ulong step = k; step < k_end; step += bk) {
+      const int k_count = count_in_tile(k_end - step, bk);
+      if (packs == 1) {
+        threadgroup_barrier(mem_flags::mem_threadgroup);  // the previous tiles have been read
+      } else {
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+      }
+      if (is_gathered) {
+        // The glue lets tile rows be those that indices name.
+        const gathered_rows rows = {indices + (is_grouped_k ? step : first_row),
+                                    is_grouped_k ? p.a_stride_k : p.a_stride_m, is_grouped_k ? k_count : row_count,
+                                    p.a_rows};
+        if (a_along_m) {
+          load_tile<T, bk, bm, threads>(a_tile, pair_a + long(first_row) * p.a_stride_m, rows, p.a_stride_m, row_count,
+                                        a_vectors, thread_in_tile);
+        } else {
+          load_tile<T, bm, bk, threads>(a_tile, pair_a + long(step) * p.a_stride_k, rows, p.a_stride_k, k_count,
+                                        a_vectors, thread_in_tile);
+        }
+      } else {
+        const device T* source = pair_a + long(first_row) * p.a_stride_m + long(step) * p.a_stride_k;
+        if (a_along_m) {
+          load_tile<T, bk, bm, threads>(a_tile, source, strided_rows{p.a_stride_k, k_count}, p.a_stride_m, row_count,
+                                        a_vectors, thread_in_tile);
+        } else {
+          load_tile<T, bm, bk, threads>(a_tile, source, strided_rows{p.a_stride_m, row_count}, p.a_stride_k, k_count,
+                                        a_vectors, thread_in_tile);
+        }
+      }
+#pragma clang loop unroll(full)
+      for (int product = 0; product < products; ++product) {
+        const bool second = pair + product != 0;
+        const long stride_k = second ? p.second_b_stride_k : p.b_stride_k;
+        const long stride_n = second ? p.second_b_stride_n : p.b_stride_n;
+        const device T* source =
+            (second ? second_b : b) + b_offset + long(first_column) * stride_n + long(step) * stride_k;
+        if (b_along_k) {
+          load_tile<T, bn, bk, threads>(b_tile + product * b_size, source, strided_rows{stride_n, column_count},
+                                        stride_k, k_count, b_vectors, thread_in_tile);
+        } else {
+          load_tile<T, bk, bn, threads>(b_tile + product * b_size, source, strided_rows{stride_k, k_count}, stride_n,
+                                        column_count, b_vectors, thread_in_tile);
+        }
+      }
+      if (packs == 1) {
+        threadgroup_barrier(mem_flags::mem_threadgroup);  // publishes the tiles
+      } else {
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+      }
 
-    const int a_pitch = tile_pitch<T>(a_along_m ? bm : bk);
-    const int b_pitch = tile_pitch<T>(b_along_k ? bk : bn);
-    const threadgroup T* a_quarter = (const threadgroup T*)a_tile + (a_along_m ? row : row * a_pitch);
-    const threadgroup T* b_quarter = (const threadgroup T*)b_tile + (b_along_k ? column * b_pitch : column);
 #pragma clang loop unroll(full)
-    for (int s = 0; s < bk; s += frag_size) {
-      frag<T> left[row_frags];
-      frag<T> right[column_frags];
+      for (int s = 0; s < bk; s += frag_size) {
+        frag<T> left[row_frags];
+        frag<T> right[column_frags];
 #pragma clang loop unroll(full)
-      for (int i = 0; i < row_frags; ++i) {
-        const int m = i * frag_size;
-        load_frag(left[i], a_quarter + (a_along_m ? s * a_pitch + m : m * a_pitch + s), a_pitch, a_along_m);
-      }
+        for (int i = 0; i < row_frags; ++i) {
+          const int m = i * frag_size;
+          load_frag(left[i], a_part + (a_along_m ? s * a_pitch + m : m * a_pitch + s), a_pitch, a_along_m);
+        }
 #pragma clang loop unroll(full)
-      for (int j = 0; j < column_frags; ++j) {
-        const int n = j * frag_size;
-        load_frag(right[j], b_quarter + (b_along_k ? n * b_pitch + s : s * b_pitch + n), b_pitch, b_along_k);
-      }
+        for (int product = 0; product < products; ++product) {
+          const threadgroup T* part = b_part + product * b_size * vector_elements<T>();
 #pragma clang loop unroll(full)
-      for (int i = 0; i < row_frags; ++i) {
+          for (int j = 0; j < column_frags; ++j) {
+            const int n = j * frag_size;
+            load_frag(right[j], part + (b_along_k ? n * b_pitch + s : s * b_pitch + n), b_pitch, b_along_k);
+          }
 #pragma clang loop unroll(full)
-        for (int j = 0; j < column_frags; ++j) {
-          simdgroup_multiply_accumulate(sums[i][j], left[i], right[j], sums[i][j]);
+          for (int i = 0; i < row_frags; ++i) {
+#pragma clang loop unroll(full)
+            for (int j = 0; j < column_frags; ++j) {
+              simdgroup_multiply_accumulate(sums[product][i][j], left[i], right[j], sums[product][i][j]);
+            }
+          }
         }
       }
     }
@@ -128,26 +222,79 @@ template <typename T, int bm, int bn, int bk>
 
   // Straight from registers, two elements at a time: 16-byte stores would take a trip through threadgroup memory, that
   // is bm * bn * 4 more bytes of it written and read, and two more barriers.
+  const matmul_result<T> result =
+      result_at(out, partials, bias, residual, preactivation, up, is_grouped ? 0 : z, group.y, p);
   const frag_position at = position_in_frag(ushort(lane));
 #pragma clang loop unroll(full)
   for (int i = 0; i < row_frags; ++i) {
 #pragma clang loop unroll(full)
     for (int j = 0; j < column_frags; ++j) {
-      const float first = sums[i][j].thread_elements()[0];
-      const float second = sums[i][j].thread_elements()[1];
-      const ulong m = ulong(row + i * frag_size + at.row);
-      const ulong n = ulong(column + j * frag_size + at.col);
-      if (m < row_count && n < column_count) {
-        out[m * p.n + n] = T(first);
+      float2 left = 0.0f, right = 0.0f;  // the sums of two neighbours
+#pragma clang loop unroll(full)
+      for (int product = 0; product < products; ++product) {
+        left[product] = sums[product][i][j].thread_elements()[0];
+        right[product] = sums[product][i][j].thread_elements()[1];
       }
+      const int m = row + i * frag_size + at.row;
+      const int n = column + j * frag_size + at.col;
       if (m < row_count && n + 1 < column_count) {
-        out[m * p.n + n + 1] = T(second);
+        result.store(left, right, first_row + m, first_column + n);
+      } else if (m < row_count && n < column_count) {
+        result.store(left, first_row + m, first_column + n);
       }
     }
   }
 }
 
-#define INSTANTIATE(dtype, T, bm, bn, bk)                                                \
-  template [[host_name("matmul_tile_" #dtype "_bm" #bm "_bn" #bn "_bk" #bk)]] [[kernel]] \
-  decltype(matmul_tile<T, bm, bn, bk>) matmul_tile<T, bm, bn, bk>;
-MATMUL_TILE_VARIANTS(INSTANTIATE)
+#define INSTANTIATE_TILE(dtype, T, bm, bn, bk, wm, wn)                                                       \
+  template [[host_name("matmul_tile_" #dtype "_bm" #bm "_bn" #bn "_bk" #bk "_wm" #wm "_wn" #wn)]] [[kernel]] \
+  decltype(matmul_tile<T, bm, bn, bk, wm, wn, 1, 1>) matmul_tile<T, bm, bn, bk, wm, wn, 1, 1>;
+MATMUL_TILE_VARIANTS(INSTANTIATE_TILE)
+
+#define INSTANTIATE_GATED(dtype, T, bm, bn, bk, wm, wn)                                                       \
+  template [[host_name("matmul_gated_" #dtype "_bm" #bm "_bn" #bn "_bk" #bk "_wm" #wm "_wn" #wn)]] [[kernel]] \
+  decltype(matmul_tile<T, bm, bn, bk, wm, wn, 1, 2>) matmul_tile<T, bm, bn, bk, wm, wn, 1, 2>;
+MATMUL_GATED_VARIANTS(INSTANTIATE_GATED)
+
+#define INSTANTIATE_PACKED(dtype, T, bm, bn, bk, packs)                                    \
+  template [[host_name("matmul_packed_" #dtype "_bm" #bm "_bn" #bn "_bk" #bk)]] [[kernel]] \
+  decltype(matmul_tile<T, bm, bn, bk, 1, 1, packs, 1>) matmul_tile<T, bm, bn, bk, 1, 1, packs, 1>;
+MATMUL_PACKED_VARIANTS(INSTANTIATE_PACKED)
+
+// matmul_sum: adds up what the splits of k left in `partials`, in their order, and finishes it.
+//
+// Grid: x and y together: elements of out, all batches, by matmul_threads. Threadgroup: (matmul_threads).
+// Necessary: 4 * splits bytes read and sizeof(T) written for each element of out; that is all it does.
+template <typename T>
+[[kernel, max_total_threads_per_threadgroup(matmul_threads)]] void matmul_sum(
+    device T* out [[buffer(matmul_buffer_out)]], constant matmul_params& p [[buffer(matmul_buffer_params)]],
+    const device float* partials [[buffer(matmul_buffer_partials)]],
+    const device T* bias [[buffer(matmul_buffer_bias), function_constant(has_bias)]],
+    const device T* residual [[buffer(matmul_buffer_residual), function_constant(has_residual)]],
+    device T* preactivation [[buffer(matmul_buffer_preactivation), function_constant(has_preactivation)]],
+    device T* up [[buffer(matmul_buffer_up), function_constant(has_preactivation)]],
+    uint2 group [[threadgroup_position_in_grid]], uint2 groups [[threadgroups_per_grid]],
+    uint thread_index [[thread_index_in_threadgroup]]) {
+  const ulong product = p.m * p.n;
+  const ulong all = p.batch * product;
+  const ulong element = (ulong(group.y) * groups.x + group.x) * matmul_threads + thread_index;
+  if (element >= all) {
+    return;
+  }
+  float2 sums = 0.0f;
+  for (uint split = 0; split < p.splits; ++split) {
+    if (is_gated) {
+      sums += float2(partials[2 * split * all + element], partials[(2 * split + 1) * all + element]);
+    } else {
+      sums[0] += partials[split * all + element];
+    }
+  }
+  const ulong in_product = element % product;
+  const matmul_result<T> result =
+      result_at<T>(out, nullptr, bias, residual, preactivation, up, uint(element / product), 0, p);
+  result.store(sums, in_product / p.n, in_product % p.n);
+}
+
+#define INSTANTIATE_SUM(dtype, T) \
+  template [[host_name("matmul_sum_" #dtype)]] [[kernel]] decltype(matmul_sum<T>) matmul_sum<T>;
+MATMUL_SUM_VARIANTS(INSTANTIATE_SUM)

@@ -56,7 +56,7 @@ from mpskernels.info import Info, info  # noqa: E402
 from mpskernels.ops.activation import geglu, reglu, swiglu  # noqa: E402
 from mpskernels.ops.attention import attention  # noqa: E402
 from mpskernels.ops.loss import cross_entropy, cross_entropy_and_gradient, linear_cross_entropy  # noqa: E402
-from mpskernels.ops.matmul import matmul  # noqa: E402
+from mpskernels.ops.matmul import gated_linear, grouped_matmul, linear, matmul  # noqa: E402
 from mpskernels.ops.norm import rms_norm  # noqa: E402
 from mpskernels.ops.rope import rope  # noqa: E402
 from mpskernels.ops.softmax import log_softmax, softmax  # noqa: E402
@@ -67,8 +67,11 @@ __all__ = [
     "attention",
     "cross_entropy",
     "cross_entropy_and_gradient",
+    "gated_linear",
     "geglu",
+    "grouped_matmul",
     "info",
+    "linear",
     "linear_cross_entropy",
     "log_softmax",
     "matmul",

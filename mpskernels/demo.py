@@ -27,7 +27,7 @@ LOGITS_BOUND = {"fp32": 4.0, "bf16": 1.5}
 # hundreds of products, bf16 accumulates in fp32 and rounds the result and, in attention, the weights.
 OP_BOUND = {"fp32": 64.0, "bf16": 1.0}
 # Calls of each op in one pass of the model.
-EXPECTED = {"attention": LAYERS, "matmul": 7 * LAYERS + 1, "rms_norm": 2 * LAYERS + 1, "rope": LAYERS, "swiglu": LAYERS}
+EXPECTED = {"attention": LAYERS, "linear": 7 * LAYERS + 1, "rms_norm": 2 * LAYERS + 1, "rope": LAYERS, "swiglu": LAYERS}
 # Stock torch for the same jobs; none of these may touch the device.
 STOCK = ("mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "softmax", "scaled_dot_product", "rms_norm", "layer_norm")
 
@@ -43,7 +43,7 @@ REFERENCE = {
     "rope": rotated,
     "swiglu": lambda gate, up: F.silu(gate) * up,
     "rms_norm": lambda x, weight, eps: F.rms_norm(x, x.shape[-1:], weight, eps),
-    "matmul": torch.matmul,
+    "linear": lambda x, weight, bias=None, **kwargs: F.linear(x, weight, bias),
     "attention": lambda q, k, v, *, is_causal=False, scale=None: F.scaled_dot_product_attention(
         q, k, v, is_causal=is_causal, scale=scale, enable_gqa=True
     ),

@@ -95,6 +95,60 @@ TARGETS = torch.tensor([3, 0, 23, -100, 7])
 SAMPLES = {
     "rms_norm": lambda dtype: ((random(3, 40, dtype=dtype), random(40, dtype=dtype, seed=1), 1e-6), {}),
     "matmul": lambda dtype: ((random(2, 5, 7, dtype=dtype), random(7, 9, dtype=dtype, seed=1)), {}),
+    "linear": lambda dtype: (
+        (*(random(*shape, dtype=dtype, seed=i) for i, shape in enumerate([(2, 5, 7), (9, 7), (9,)])),),
+        {"activation": "silu"},
+    ),
+    "linear_saving": lambda dtype: (
+        (
+            *(random(*shape, dtype=dtype, seed=i) for i, shape in enumerate([(2, 5, 7), (9, 7), (9,)])),
+            "gelu",
+            random(2, 5, 9, dtype=dtype, seed=3),
+        ),
+        {},
+    ),
+    "linear_backward": lambda dtype: (
+        (random(5, 9, dtype=dtype), random(5, 9, dtype=dtype, seed=1)),
+        {"activation": "gelu_tanh", "bias": True},
+    ),
+    "gated_linear": lambda dtype: (
+        tuple(random(*shape, dtype=dtype, seed=i) for i, shape in enumerate([(2, 5, 7), (9, 7), (9, 7)])),
+        {"activation": "gelu"},
+    ),
+    "gated_linear_saving": lambda dtype: (
+        (*(random(*shape, dtype=dtype, seed=i) for i, shape in enumerate([(2, 5, 7), (9, 7), (9, 7)])), "silu"),
+        {},
+    ),
+    "gated_linear_backward": lambda dtype: (
+        tuple(random(5, 9, dtype=dtype, seed=seed) for seed in range(3)),
+        {"activation": "silu"},
+    ),
+    "grouped_matmul": lambda dtype: (
+        (
+            random(11, 7, dtype=dtype),
+            random(3, 7, 9, dtype=dtype, seed=1),
+            torch.tensor([4, 4, 11], dtype=torch.int32),
+            torch.tensor([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5], dtype=torch.int32),
+        ),
+        {},
+    ),
+    "grouped_matmul_backward": lambda dtype: (
+        (
+            random(11, 9, dtype=dtype),
+            random(11, 7, dtype=dtype, seed=1),
+            torch.tensor([4, 4, 11], dtype=torch.int32),
+            None,
+        ),
+        {},
+    ),
+    "grouped_matmul_scatter": lambda dtype: (
+        (random(5, 7, dtype=dtype), torch.tensor([2, 0, 2, 3, 0], dtype=torch.int32), 4),
+        {},
+    ),
+    "add_matmuls": lambda dtype: (
+        tuple(random(*shape, dtype=dtype, seed=i) for i, shape in enumerate([(5, 7), (7, 9), (5, 7), (7, 9)])),
+        {},
+    ),
     "attention": lambda dtype: (
         tuple(random(1, 2, 6, 32, dtype=dtype, seed=seed) for seed in range(3)),
         {"is_causal": True},

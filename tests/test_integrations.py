@@ -46,7 +46,7 @@ def test_llama_matches_the_cpu_and_every_layer_is_ours(llama, ours, ids):
     _C.reset_launches()
     logits = ours(ids.to("mps")).logits
     launches = {op: sum(kernels.values()) for op, kernels in _C.launches().items()}
-    assert launches == {"attention": 1, "matmul": 8, "rms_norm": 3, "rope": 1, "swiglu": 1}
+    assert launches == {"attention": 1, "linear": 8, "rms_norm": 3, "rope": 1, "swiglu": 1}
     torch.testing.assert_close(logits.cpu(), llama(ids).logits, atol=1e-5, rtol=1e-5)
 
 
@@ -128,7 +128,7 @@ def test_demo_passes(capsys):
 
 
 def test_demo_notices_a_fallback(capsys, monkeypatch):
-    monkeypatch.setattr(mpskernels, "matmul", torch.matmul)
+    monkeypatch.setattr(mpskernels, "linear", torch.nn.functional.linear)
     assert demo.run(None, 16) == 1
     assert "stock aten::mm ran on the device" in capsys.readouterr().err
 

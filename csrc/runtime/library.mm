@@ -87,10 +87,10 @@ id<MTLLibrary> open(Library& library) {
 // Whether to look for a kernel here. A source tells before it is compiled: host_name("x" ...) begins a name with x.
 bool may_hold(const Library& library, std::string_view name) {
   if (!library.source) return true;
-  constexpr std::string_view mark = "host_name(\"";
+  constexpr std::string_view mark = "host_name(";
   const std::string_view source = [library.source.get() UTF8String];
   for (size_t at = source.find(mark); at != source.npos; at = source.find(mark, at)) {
-    at += mark.size();
+    at = source.find('"', at) + 1;
     if (name.starts_with(source.substr(at, source.find('"', at) - at))) return true;
   }
   return false;

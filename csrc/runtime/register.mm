@@ -1,9 +1,14 @@
 #include "runtime/register.h"
 
+#include <ATen/autocast_mode.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/core/ivalue.h>
 #include <c10/core/AutogradState.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/Exception.h>
+
+#include <algorithm>
 
 namespace mpsk {
 namespace {
@@ -45,6 +50,31 @@ void refuse_autograd(const c10::OperatorHandle& op, c10::DispatchKeySet keys, to
 void refuse_tangents(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
   refuse(op, *stack, /*backward=*/false);
   op.redispatchBoxed(keys & c10::after_ADInplaceOrView_keyset, stack);
+}
+
+void save_for_gradient(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+  const auto values = torch::jit::last(*stack, op.schema().arguments().size());
+  const bool needed = at::GradMode::is_enabled() && std::ranges::any_of(values, [](const c10::IValue& value) {
+                        return any_tensor(value, [](const at::Tensor& t) { return t.requires_grad(); });
+                      });
+  if (!needed) {
+    op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
+    return;
+  }
+  refuse(op, *stack, /*backward=*/false);
+  const auto saving = c10::Dispatcher::singleton().findSchemaOrThrow((op.schema().name() + "_saving").c_str(), "");
+  saving.callBoxed(stack);
+  torch::jit::drop(*stack, saving.schema().returns().size() - op.schema().returns().size());
+}
+
+void autocast(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::DispatchKey::AutocastMPS};
+  const at::ScalarType dtype = at::autocast::get_autocast_dtype(at::kMPS);
+  for (size_t i = stack->size() - op.schema().arguments().size(); i < stack->size(); ++i) {
+    c10::IValue& value = (*stack)[i];
+    if (value.isTensor()) value = at::autocast::cached_cast(dtype, value.toTensor(), at::kMPS);
+  }
+  op.callBoxed(stack);
 }
 
 }  // namespace mpsk

@@ -26,30 +26,51 @@ constexpr int tile_vectors(int rows, int columns) {
   return rows * tile_pitch<T>(columns) / vector_elements<T>();
 }
 
-// Copies a Rows x Columns tile with all Threads of a threadgroup. Element (r, c) comes from source[r * row_stride + c *
-// column_stride] and goes to element r * tile_pitch<T>(tile_columns) + c of `tile`. What lies at or past row_count or
-// column_count is not read and becomes zero. `vectors` promises column_stride == 1 and 16-byte aligned rows.
-template <typename T, int tile_rows, int tile_columns, int threads>
-void load_tile(threadgroup uint4* tile, const device T* source, long row_stride, long column_stride, ulong row_count,
-               ulong column_count, bool vectors, uint thread_index) {
+// Where the rows of a tile lie in its matrix: a stride apart,
+struct strided_rows {
+  long stride;
+  int count;  // rows at or past it do not exist
+  bool has(int r) const { return r < count; }
+  long offset(int r) const { return r * stride; }
+};
+
+// or where indices say. A row whose index lies outside of the matrix does not exist.
+struct gathered_rows {
+  const device int* indices;
+  long stride;
+  int count;
+  uint limit;  // rows of the matrix
+  bool has(int r) const { return r < count && uint(indices[r]) < limit; }
+  long offset(int r) const { return indices[r] * stride; }
+};
+
+// How many of a tile's rows or columns lie before `end`.
+inline int count_in_tile(ulong end, int size) { return int(min(end, ulong(size))); }
+
+// Copies a tile_rows x tile_columns tile with `threads` threads, of which the caller is number thread_index. Element
+// (r, c) comes from source[rows.offset(r) + c * column_stride] and goes to element r * tile_pitch<T>(tile_columns) + c
+// of `tile`. What does not exist, and columns at or past column_count, are not read and become zero. `vectors` promises
+// column_stride == 1 and 16-byte aligned rows.
+template <typename T, int tile_rows, int tile_columns, int threads, typename Rows>
+void load_tile(threadgroup uint4* tile, const device T* source, Rows rows, long column_stride, int column_count,
+               bool vectors, uint thread_index) {
   constexpr int vector = vector_elements<T>();
   constexpr int pitch = tile_pitch<T>(tile_columns);
   threadgroup T* elements = (threadgroup T*)tile;
-  const int rows = int(min(row_count, ulong(tile_rows)));
-  const int columns = int(min(column_count, ulong(tile_columns)));
   if (vectors) {
     constexpr int row_vectors = tile_columns / vector;
     for (int v = int(thread_index); v < tile_rows * row_vectors; v += threads) {
       const int r = v / row_vectors;
       const int c = v % row_vectors * vector;
-      const device T* from = source + r * row_stride + c;
+      const bool exists = rows.has(r);
+      const device T* from = source + (exists ? rows.offset(r) + c : 0);
       threadgroup T* to = elements + r * pitch + c;
-      if (r < rows && c + vector <= columns) {
+      if (exists && c + vector <= column_count) {
         *(threadgroup uint4*)to = *(const device uint4*)from;
       } else {
         for (int e = 0; e < vector; ++e) {
           T element = T(0);
-          if (r < rows && c + e < columns) {
+          if (exists && c + e < column_count) {
             element = from[e];
           }
           to[e] = element;
@@ -61,12 +82,21 @@ void load_tile(threadgroup uint4* tile, const device T* source, long row_stride,
       const int r = e / tile_columns;
       const int c = e % tile_columns;
       T element = T(0);
-      if (r < rows && c < columns) {
-        element = source[r * row_stride + c * column_stride];
+      if (rows.has(r) && c < column_count) {
+        element = source[rows.offset(r) + c * column_stride];
       }
       elements[r * pitch + c] = element;
     }
   }
+}
+
+// The same for rows and columns that are a stride apart each, of which row_count and column_count exist.
+template <typename T, int tile_rows, int tile_columns, int threads>
+void load_tile(threadgroup uint4* tile, const device T* source, long row_stride, long column_stride, ulong row_count,
+               ulong column_count, bool vectors, uint thread_index) {
+  load_tile<T, tile_rows, tile_columns, threads>(
+      tile, source, strided_rows{row_stride, count_in_tile(row_count, tile_rows)}, column_stride,
+      count_in_tile(column_count, tile_columns), vectors, thread_index);
 }
 
 }  // namespace mpsk

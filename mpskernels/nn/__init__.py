@@ -1,6 +1,6 @@
 """Drop-in modules: the parameters, names and arguments of torch's own, so that state dicts load both ways.
 
-Forward only, like the ops beneath: call them under `torch.no_grad()`.
+`RMSNorm` is forward only, like the op beneath: call it under `torch.no_grad()`.
 """
 
 import torch
@@ -27,11 +27,7 @@ class RMSNorm(torch.nn.RMSNorm):
 
 
 class Linear(torch.nn.Linear):
-    """`torch.nn.Linear`; the weight is read through a transposed view, never copied."""
+    """`torch.nn.Linear`, trainable; the weight is read through a transposed view, never copied."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        # One matrix of all rows: a batch of products with one shared weight would read it once for each.
-        out = mpskernels.matmul(input.reshape(-1, input.size(-1)), self.weight.t())
-        if self.bias is not None:
-            out += self.bias
-        return out.reshape(*input.shape[:-1], self.out_features)
+        return mpskernels.linear(input, self.weight, self.bias)

@@ -3,7 +3,7 @@
 from .activation import geglu, reglu, swiglu
 from .attention import attention
 from .loss import cross_entropy, cross_entropy_and_gradient, linear_cross_entropy
-from .matmul import matmul
+from .matmul import gated_linear, grouped_matmul, linear, matmul
 from .norm import rms_norm
 from .rope import rope
 from .softmax import log_softmax, softmax
@@ -12,7 +12,10 @@ __all__ = [
     "attention",
     "cross_entropy",
     "cross_entropy_and_gradient",
+    "gated_linear",
     "geglu",
+    "grouped_matmul",
+    "linear",
     "linear_cross_entropy",
     "log_softmax",
     "matmul",

@@ -19,6 +19,7 @@ import torch  # noqa: F401  (its libraries must be there before ours)
 from mpskernels.simulator import _simulator
 from mpskernels.simulator.checker import Access, CheckError, Finding, Report, check, check_process, compare_schedules
 from mpskernels.simulator.compiler import CompileError
+from mpskernels.simulator.profiler import Dispatch, Profile, profile
 from mpskernels.simulator.shader import MetalKernel, ShaderLibrary, compile_shader, load_metallib
 from mpskernels.simulator.torch_face import enable, install
 
@@ -27,8 +28,10 @@ __all__ = [
     "CheckError",
     "Chip",
     "CompileError",
+    "Dispatch",
     "Finding",
     "MetalKernel",
+    "Profile",
     "Report",
     "ShaderLibrary",
     "check",
@@ -37,6 +40,7 @@ __all__ = [
     "compile_shader",
     "enable",
     "load_metallib",
+    "profile",
 ]
 
 

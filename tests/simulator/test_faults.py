@@ -464,7 +464,6 @@ LAUNCHES = {
     "overflow_sum": launch(
         X64, ints(0, 4095, 1, 2), 1 << 20, (1 << 20) + 5, 64, Output(torch.tensor([-1.0] * 4)), threads=4, group=4
     ),
-    "overflow_running_index": launch(ramp(8), Output(ramp(8)), 6, 1 << 30, 8, threads=8, group=8),
     "overflow_batch_offset": launch(
         Output(torch.tensor([1.0, 0, 3, 0]), torch.zeros(4)), ints(0, 16, 0, 32), 1 << 28, 4, threads=4, group=4
     ),

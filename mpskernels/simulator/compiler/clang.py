@@ -67,6 +67,7 @@ _CODE = [
 # What a GPU would not do for the kernel, the instrumented code must not do either: widen accesses, peel loops.
 _INSTRUMENTED = [
     *("-DMPSK_INSTRUMENTED", "-fno-vectorize", "-fno-slp-vectorize", "-fno-discard-value-names"),
+    "-fdebug-compilation-dir=.",  # files are named as the source names them: what is cached serves other folders too
     *("-mllvm", "-unroll-runtime=false", "-mllvm", "-unroll-allow-partial=false"),
     # Nothing follows from an access through null; and what two branches do is not made one thing without a place.
     *("-fno-delete-null-pointer-checks", "-mllvm", "-simplifycfg-sink-common=false"),

@@ -106,7 +106,7 @@ class _Places:
             file = self._field(scope, "file")
             name = self._field(file, "filename") if file else ""
             folder = self._field(file, "directory") if file else ""
-            self.files[scope] = name if name.startswith("/") or not folder else f"{folder}/{name}"
+            self.files[scope] = name if name.startswith("/") or folder in ("", ".") else f"{folder}/{name}"
         return self.files[scope]
 
     def _function(self, scope: str) -> str:
@@ -134,8 +134,8 @@ class _Places:
     def user(self, debug: str):
         """The innermost frame outside our headers, if there is one."""
         for frame in self.frames(debug):
-            if not frame[0].startswith(self.headers) and frame[1]:
-                return frame
+            if not frame[0].startswith(self.headers):
+                return frame if frame[1] else None  # line 0 is that of an instruction made of two
         return None
 
 
@@ -287,6 +287,8 @@ class Instrumenter:
 
     def _is_struct(self, f: _Function, access: _Access) -> bool:
         """Whether a whole struct is moved, which may have holes, and not a number or a vector."""
+        if (m := _LOAD.match(f.lines[access.line])) and m[1].startswith("i") and access.align < access.size:
+            return True
         if "copyload" not in f.lines[access.line]:
             return False
         at = f.definitions.get(access.pointer)
@@ -543,7 +545,7 @@ _TYPES = [
     "%mpsk.code = type {ptr, i32, i32, i8}",
 ]
 _DECLARATIONS = [
-    *(f"declare ptr @mpsk_{kind}(ptr, ptr)" for kind in ("read", "write", "atomic")),
+    *(f"declare ptr @mpsk_{kind}(ptr, ptr)" for kind in ("read", "write", "atomic", "atomic_store")),
     *(f"declare ptr @mpsk_{kind}_bytes(ptr, i64, ptr)" for kind in ("read", "write")),
     "declare void @mpsk_here(ptr)",
     "declare ptr @mpsk_counters(ptr)",

@@ -10,6 +10,7 @@ namespace {
 
 // Epochs go on from dispatch to dispatch, so that what an earlier one left in a shadow is known to be old.
 Epochs epochs[2];
+constexpr unsigned flag_of[2] = {2, 1};  // mem_flags::mem_threadgroup, mem_flags::mem_device
 
 template <class T>
 std::unique_ptr<T[], void (*)(void*)> zeroed(size_t count) {
@@ -95,13 +96,18 @@ void Checker::begin_group(size_t index) {
 }
 
 void Checker::threadgroup_barrier(unsigned flags) {
-  if (flags & 2) ++epochs[threadgroup].now;  // mem_flags::mem_threadgroup
-  if (flags & 1) ++epochs[device].now;       // mem_flags::mem_device
+  for (unsigned memory : {threadgroup, device}) {
+    if (!(flags & flag_of[memory])) continue;
+    ++epochs[memory].now;
+    std::ranges::fill(simd_epochs_[memory], 0);
+  }
 }
 
 void Checker::simdgroup_barrier(unsigned simdgroup, unsigned flags) {
-  if (flags & 2) ++simd_epochs_[threadgroup][simdgroup];
-  if (flags & 1) ++simd_epochs_[device][simdgroup];
+  for (unsigned memory : {threadgroup, device}) {
+    uint16_t& epoch = simd_epochs_[memory][simdgroup];
+    if (flags & flag_of[memory] && epoch < UINT16_MAX) ++epoch;
+  }
 }
 
 Checker::Order Checker::order(const Stamp& stamp, const Epochs& e, uint16_t thread, uint16_t simd_epoch) const {
@@ -110,7 +116,8 @@ Checker::Order Checker::order(const Stamp& stamp, const Epochs& e, uint16_t thre
   if (stamp.epoch < e.now) return Order::before;
   if (stamp.thread == thread) return Order::same_thread;
   if (simdgroup_of(stamp.thread) != simdgroup_of(thread)) return Order::threadgroup;
-  return stamp.simd_epoch < simd_epoch ? Order::before : Order::simdgroup;
+  // A simdgroup that has met more often than is counted is not suspected.
+  return stamp.simd_epoch < simd_epoch || simd_epoch == UINT16_MAX ? Order::before : Order::simdgroup;
 }
 
 const Stamp* Checker::conflict(const Stamps& stamps, const Epochs& e, uint16_t thread, uint16_t simd_epoch,

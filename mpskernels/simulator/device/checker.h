@@ -109,6 +109,7 @@ struct Object {
   unsigned index = 0;
   std::string name;
   bool writable = true;
+  bool checked = true;       // there is something to keep of its accesses
   Shadow* shadow = nullptr;  // null: nothing of this dispatch writes there
   Initialised* initialised = nullptr;
   uintptr_t storage = 0;                        // where the buffer begins

@@ -38,7 +38,10 @@ std::string lane_list(unsigned mask) {
 struct sigaction previous_actions[NSIG];
 
 void on_memory_signal(int signal, siginfo_t* info, void* context) {
-  if (Worker* const worker = Worker::current()) worker->memory_fault(info->si_addr);
+  if (Worker* const worker = Worker::current()) {
+    if (signal == SIGFPE) worker->fault("division", "the smallest integer is divided by -1");
+    worker->memory_fault(info->si_addr);
+  }
   // Not a kernel's: whoever was asked before us decides.
   const struct sigaction& previous = previous_actions[signal];
   if (previous.sa_flags & SA_SIGINFO) {
@@ -73,7 +76,7 @@ void watch_memory() {
   action.sa_sigaction = &on_memory_signal;
   // The handler leaves by switching fibers, so the signal must not stay blocked.
   action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-  for (const int signal : {SIGSEGV, SIGBUS}) {
+  for (const int signal : {SIGSEGV, SIGBUS, SIGFPE}) {
     struct sigaction present{};
     sigaction(signal, nullptr, &present);
     if (present.sa_sigaction != &on_memory_signal) sigaction(signal, &action, &previous_actions[signal]);
@@ -247,7 +250,7 @@ std::strong_ordering in_source(const Lane& a, const Lane& b) {
 
 // What the lanes did since they last met is complete; the paused ones go on.
 bool Worker::resume(const Simdgroup& simdgroup) {
-  observer_->flush(simdgroup.first, simdgroup.count);
+  observer_->flush(simdgroup.count);
   bool any = false;
   for (unsigned i = 0; i < simdgroup.count; ++i) {
     Lane& lane = lanes_[simdgroup.first + i];
@@ -338,14 +341,9 @@ void Worker::barrier(LaneState kind, unsigned flags, const void* site) {
   wait();
 }
 
-// A lane with a long log waits for the others of its simdgroup, so that theirs can be put together.
-void* Worker::access(void* pointer, AccessKind kind, size_t bytes, const mpsk_site& site) {
-  void* const address = observer_->access(pointer, kind, bytes, site);
-  if (observer_->log_is_full()) {
-    current_->state = LaneState::paused;
-    wait();
-  }
-  return address;
+void Worker::pause() {
+  current_->state = LaneState::paused;
+  wait();
 }
 
 std::string Worker::describe(const Lane& lane) const {
@@ -363,30 +361,32 @@ void Worker::memory_fault(const void* address) {
   fault("bounds", text.str());
 }
 
+Fault Worker::fault_at(const char* kind, const std::string& message, const Lane& lane) const {
+  Fault fault(std::string("kernel ") + kernel_->name + ": " + message + ", at " + describe(lane) + " (" +
+              kernel_->file + ":" + std::to_string(kernel_->line) + ")");
+  fault.kind = kind;
+  fault.message = message;
+  fault.threadgroup = lane.thread.group->position;
+  fault.thread = lane.thread.position_in_threadgroup;
+  return fault;
+}
+
 void Worker::fault(const char* kind, const std::string& message, const Lane* at) {
-  if (!at) at = current_;
-  fault_ = Fault(std::string("kernel ") + kernel_->name + ": " + message + ", at " + describe(*at) + " (" +
-                 kernel_->file + ":" + std::to_string(kernel_->line) + ")");
-  fault_->kind = kind;
+  const Lane& lane = at ? *at : *current_;
+  fault_ = fault_at(kind, message, lane);
   if (fault_->kind == "divergence") {
-    fault_->scope = at->state == LaneState::threadgroup_barrier ? "threadgroup" : "simdgroup";
+    fault_->scope = lane.state == LaneState::threadgroup_barrier ? "threadgroup" : "simdgroup";
   }
-  fault_->threadgroup = at->thread.group->position;
-  fault_->thread = at->thread.position_in_threadgroup;
-  if (observer_) fault_->site = observer_->where(at->thread);
+  if (observer_) fault_->site = observer_->where(lane.thread);
   leave();
 }
 
 void Worker::divided(const char* file, unsigned line) {
-  const std::string message =
-      std::string("integer division by zero or overflow at ") + file + ":" + std::to_string(line);
-  fault_ = Fault(std::string("kernel ") + kernel_->name + ": " + message + ", at " + describe(*current_) + " (" +
-                 kernel_->file + ":" + std::to_string(kernel_->line) + ")");
-  fault_->kind = "division";
+  fault_ =
+      fault_at("division", std::string("integer division by zero or overflow at ") + file + ":" + std::to_string(line),
+               *current_);
   fault_->file = file;
   fault_->line = line;
-  fault_->threadgroup = current_->thread.group->position;
-  fault_->thread = current_->thread.position_in_threadgroup;
   leave();
 }
 

@@ -51,8 +51,7 @@ class Worker {
   void run(const mpsk_kernel& kernel, const mpsk_group& group, void* const* slots);
 
   // Who watches the threadgroups to come; null for nobody.
-  void watched_by(Observer* observer) { observer_ = observer; }
-  Observer* observer() const { return observer_; }
+  void watched_by(Observer* observer) { Observer::current = observer_ = observer; }
 
   unsigned char* threadgroup_memory() { return threadgroup_memory_.get(); }
 
@@ -61,7 +60,7 @@ class Worker {
   // Called from kernel code, on a lane's fiber.
   void simd(void* payload, Combine combine, bool is_operation, const void* site);
   void barrier(LaneState kind, unsigned flags, const void* site);
-  void* access(void* pointer, AccessKind kind, size_t bytes, const mpsk_site& site);
+  void pause();  // until the other lanes of the simdgroup wait too
   [[noreturn]] void fault(const char* kind, const std::string& message, const Lane* at = nullptr);
   [[noreturn]] void divided(const char* file, unsigned line);
   [[noreturn]] void refuse();  // an access that is among the findings, and cannot be made up for
@@ -79,6 +78,7 @@ class Worker {
   bool release_simd(const Simdgroup& simdgroup);
   bool release_threadgroup();
   bool resume(const Simdgroup& simdgroup);
+  Fault fault_at(const char* kind, const std::string& message, const Lane& lane) const;
   [[noreturn]] void leave();
   void enter(Lane& lane);
   std::string describe(const Lane& lane) const;

@@ -344,6 +344,7 @@ Observation::Observation(const Watch& watch, const Dispatch& dispatch, const mps
         }
       }
     }
+    object.checked = object.shadow || object.initialised;
     if (watch_.profile && object.kind == mpsk_argument_device) {
       auto& bits = bits_[object.storage];
       for (auto* each : {&bits.read, &bits.written}) {
@@ -413,7 +414,7 @@ void Observation::faulted(const Fault& fault) {
   finding.kind = fault.kind;
   finding.scope = fault.scope;
   finding.kernel = counts_.kernel;
-  finding.text = fault.what();
+  finding.text = fault.message;
   if (fault.site || fault.line) {
     Access access;
     access.kind = "wait";
@@ -436,6 +437,8 @@ void Observation::faulted(const Fault& fault) {
 
 // --- Observers ---
 
+[[gnu::tls_model("initial-exec")]] thread_local Observer* Observer::current = nullptr;
+
 // What the lanes of a simdgroup have accessed since they last met.
 struct Log {
   struct Entry {
@@ -446,8 +449,12 @@ struct Log {
     bool writes;
   };
   static constexpr size_t limit = 512;
-  std::vector<Entry> lanes[MPSK_SIMD_WIDTH];
-  unsigned simdgroup = 0;
+  struct Lane {
+    size_t size = 0;
+    Entry entries[limit];
+    std::span<const Entry> all() const { return {entries, size}; }
+  };
+  Lane lanes[MPSK_SIMD_WIDTH];
 };
 
 Observer::Observer(Observation& observation, const Function& function)
@@ -458,6 +465,8 @@ Observer::Observer(Observation& observation, const Function& function)
     checker_->begin_dispatch();
   }
   const mpsk_metallib_header& header = function.library().header();
+  first_code_ = header.code_begin;
+  ran_.resize(static_cast<size_t>(header.code_end - header.code_begin));
   for (const mpsk_code* code = header.code_begin; code != header.code_end; ++code) {
     counters_per_lane_ = std::max<size_t>(counters_per_lane_, code->first + code->block_count);
   }
@@ -487,7 +496,7 @@ void Observer::begin(const mpsk_group& group, size_t index) {
   group_ = &group;
   const size_t threads = static_cast<size_t>(group.threads.x) * group.threads.y * group.threads.z;
   counters_.assign(threads * counters_per_lane_, 0);
-  codes_.clear();
+  ran_.assign(ran_.size(), false);
   std::ranges::fill(here_, nullptr);
   group_barriers_ = 0;
   if (checker_) checker_->begin_group(index);
@@ -499,53 +508,62 @@ void Observer::end() {
 }
 
 unsigned* Observer::counters(mpsk_code& code) {
-  if (std::ranges::find(codes_, &code) == codes_.end()) codes_.push_back(&code);
+  ran_[static_cast<size_t>(&code - first_code_)] = true;
   return &counters_[thread_->index_in_threadgroup * counters_per_lane_ + code.first];
 }
 
 // A block counts for a simdgroup as often as for its busiest lane: those that a branch has parted meet again.
 void Observer::count_blocks() {
   const size_t threads = static_cast<size_t>(group_->threads.x) * group_->threads.y * group_->threads.z;
-  for (const mpsk_code* code : codes_) {
-    for (unsigned b = 0; b < code->block_count; ++b) {
-      const mpsk_block& block = code->blocks[b];
-      if (!watch().profile && !block.matrix) continue;
-      for (size_t first = 0; first < threads; first += MPSK_SIMD_WIDTH) {
-        const size_t count = std::min<size_t>(MPSK_SIMD_WIDTH, threads - first);
-        uint64_t sum = 0;
-        unsigned most = 0, least = ~0u;
-        for (size_t lane = 0; lane < count; ++lane) {
-          const unsigned passes = counters_[(first + lane) * counters_per_lane_ + code->first + b];
-          sum += passes;
-          most = std::max(most, passes);
-          least = std::min(least, passes);
+  for (size_t c = 0; c < ran_.size(); ++c) {
+    if (!ran_[c]) continue;
+    const mpsk_code& code = first_code_[c];
+    for (size_t first = 0; first < threads; first += MPSK_SIMD_WIDTH) {
+      const size_t count = std::min<size_t>(MPSK_SIMD_WIDTH, threads - first);
+      sums_.assign(code.block_count, 0);
+      most_.assign(code.block_count, 0);
+      least_.assign(code.block_count, ~0u);
+      for (size_t lane = first; lane < first + count; ++lane) {
+        const unsigned* const passes = &counters_[lane * counters_per_lane_ + code.first];
+        for (size_t b = 0; b < code.block_count; ++b) {
+          sums_[b] += passes[b];
+          most_[b] = std::max(most_[b], passes[b]);
+          least_[b] = std::min(least_[b], passes[b]);
         }
-        if (most == 0) continue;
-        counts_.instructions += sum * block.instructions;
-        counts_.simd_instructions += static_cast<uint64_t>(most) * block.instructions;
-        counts_.f32_flops += sum * block.f32_flops;
-        counts_.f16_flops += sum * block.f16_flops;
-        counts_.special += sum * block.special;
-        counts_.integer_operations += sum * block.integer_operations;
-        counts_.matrix_operations += static_cast<uint64_t>(most) * block.matrix_operations;
-        if (checker_ && block.matrix && (most != least || count < MPSK_SIMD_WIDTH)) {
-          mpsk_thread thread{};
-          thread.group = group_;
-          const mpsk_size& size = group_->threads;
-          const auto index = static_cast<unsigned>(first);
-          thread.position_in_threadgroup = {index % size.x, index / size.x % size.y, index / size.x / size.y};
-          Access access = describe(AccessKind::read, *block.matrix, thread);
-          access.kind = "wait";
-          access.whole_simdgroup = true;
-          finding("divergence", "simdgroup",
-                  count < MPSK_SIMD_WIDTH
-                      ? "an operation on simdgroup matrices by a simdgroup of " + std::to_string(count) + " threads"
-                      : "an operation on simdgroup matrices that not all lanes of the simdgroup perform",
-                  nullptr, access);
+      }
+      for (size_t b = 0; b < code.block_count; ++b) {
+        if (most_[b] == 0) continue;
+        const mpsk_block& block = code.blocks[b];
+        counts_.instructions += sums_[b] * block.instructions;
+        counts_.simd_instructions += static_cast<uint64_t>(most_[b]) * block.instructions;
+        counts_.f32_flops += sums_[b] * block.f32_flops;
+        counts_.f16_flops += sums_[b] * block.f16_flops;
+        counts_.special += sums_[b] * block.special;
+        counts_.integer_operations += sums_[b] * block.integer_operations;
+        counts_.matrix_operations += static_cast<uint64_t>(most_[b]) * block.matrix_operations;
+        if (checker_ && block.matrix && (most_[b] != least_[b] || count < MPSK_SIMD_WIDTH)) {
+          parted(*block.matrix, first, count);
         }
       }
     }
   }
+}
+
+// A simdgroup whose lanes have not all performed an operation on matrices.
+void Observer::parted(const mpsk_site& site, size_t first, size_t count) {
+  mpsk_thread thread{};
+  thread.group = group_;
+  const mpsk_size& size = group_->threads;
+  const auto index = static_cast<unsigned>(first);
+  thread.position_in_threadgroup = {index % size.x, index / size.x % size.y, index / size.x / size.y};
+  Access access = describe(AccessKind::read, site, thread);
+  access.kind = "wait";
+  access.whole_simdgroup = true;
+  finding("divergence", "simdgroup",
+          count < MPSK_SIMD_WIDTH
+              ? "an operation on simdgroup matrices by a simdgroup of " + std::to_string(count) + " threads"
+              : "an operation on simdgroup matrices that not all lanes of the simdgroup perform",
+          nullptr, access);
 }
 
 void Observer::threadgroup_barrier(unsigned flags, const mpsk_thread& first, unsigned ended) {
@@ -607,32 +625,43 @@ void* Observer::scratch(size_t bytes) {
   return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(scratch_.data()) + 63) / 64 * 64);
 }
 
-// The object that a pointer was made for, or null where the access may not be: it is among the findings then.
-const Object* Observer::resolve(uintptr_t pointer, AccessKind kind, size_t bytes, size_t align, const mpsk_site& site) {
-  const size_t number = pointer >> MPSK_TAG_SHIFT & 0x3fff;
-  const Object& object = objects_[number];
-  const uintptr_t address = pointer & MPSK_ADDRESS;
-  const auto refuse = [&](const char* what, const std::string& text) {
-    if (watch().check) finding(what, "", text, &object, describe(kind, site, *thread_));
-    return nullptr;
+// Why an access may not be: it is among the findings then.
+void Observer::refuse(uintptr_t pointer, AccessKind kind, size_t bytes, size_t align, const mpsk_site& site) {
+  if (!watch().check) return;
+  const auto report = [&](const char* what, const std::string& text, const Object* object) {
+    finding(what, "", text, object, describe(kind, site, *thread_));
   };
+  if (!(pointer & MPSK_TAGGED)) return report("null", "an access through a null pointer", nullptr);
+  const Object& object = objects_[pointer >> MPSK_TAG_SHIFT & 0x3fff];
+  const auto offset = static_cast<int64_t>((pointer & MPSK_ADDRESS) - object.begin);
   if (pointer & MPSK_WRAPPED) {
-    return refuse("overflow", "the 32-bit index of this access is cut off: it needs 64 bits");
+    report("overflow", "the 32-bit index of this access is cut off: it needs 64 bits", &object);
+  } else if (offset < 0 || static_cast<size_t>(offset) + bytes > object.bytes) {
+    report("bounds",
+           "an access of " + std::to_string(bytes) + " bytes at offset " + std::to_string(offset) + ", of " +
+               std::to_string(object.bytes) + " bytes that are there",
+           &object);
+  } else if (kind != AccessKind::read && !object.writable) {
+    report("read-only", "a write to memory that this argument may only read", &object);
+  } else {
+    report("misaligned",
+           "an access of a type that must lie at a multiple of " + std::to_string(align) + " bytes, at offset " +
+               std::to_string(offset),
+           &object);
   }
-  if (address < object.begin || address - object.begin > object.bytes ||
-      object.bytes - (address - object.begin) < bytes) {
-    const auto offset = static_cast<int64_t>(address - object.begin);
-    return refuse("bounds", "an access of " + std::to_string(bytes) + " bytes at offset " + std::to_string(offset) +
-                                ", of " + std::to_string(object.bytes) + " bytes that are there");
-  }
-  if (kind != AccessKind::read && !object.writable) {
-    return refuse("read-only", "a write to memory that this argument may only read");
-  }
-  if (align > 1 && address % align != 0) {
-    return refuse("misaligned", "an access of a type that must lie at a multiple of " + std::to_string(align) +
-                                    " bytes, at offset " + std::to_string(address - object.begin));
-  }
-  return &object;
+}
+
+// The object that a tagged pointer was made for, or null where the access may not be.
+const Object* Observer::resolve(uintptr_t pointer, AccessKind kind, size_t bytes, size_t align, const mpsk_site& site) {
+  const Object& object = objects_[pointer >> MPSK_TAG_SHIFT & 0x3fff];
+  const uintptr_t address = pointer & MPSK_ADDRESS;
+  const size_t offset = address - object.begin;  // huge below the beginning
+  const bool inside = offset <= object.bytes && object.bytes - offset >= bytes;
+  const bool may = kind == AccessKind::read || object.writable;
+  const bool usable = inside && may && !(pointer & MPSK_WRAPPED) && address % align == 0;
+  if (__builtin_expect(usable, 1)) return &object;
+  refuse(pointer, kind, bytes, align, site);
+  return nullptr;
 }
 
 void* Observer::access(void* pointer, AccessKind kind, size_t bytes, const mpsk_site& site) {
@@ -640,22 +669,23 @@ void* Observer::access(void* pointer, AccessKind kind, size_t bytes, const mpsk_
   if (!(tagged & MPSK_TAGGED)) {
     tagged &= ~MPSK_WRAPPED;
     if (tagged >= 65536) return reinterpret_cast<void*>(tagged);  // the thread's own memory
-    if (watch().check) {
-      finding("null", "", "an access through a null pointer", nullptr, describe(kind, site, *thread_));
-    }
+    refuse(0, kind, bytes, 1, site);
     return scratch(bytes);
   }
   const uintptr_t address = tagged & MPSK_ADDRESS;
   if (bytes == 0) return reinterpret_cast<void*>(address);
   const Object* const object = resolve(tagged, kind, bytes, site.align, site);
   if (!object) return scratch(bytes);
-  if (checker_) {
+  if (object->kind == mpsk_argument_constant) counts_.constant_read += bytes;
+  if (checker_ && object->checked) {
     checker_->access(*object, address, kind, bytes, static_cast<uint16_t>(thread_->index_in_threadgroup), site);
   }
-  if (log_) {
+  if (log_ && object->kind != mpsk_argument_constant) {
     if (is_atomic(kind)) ++counts_.atomics;
-    log_->lanes[thread_->lane].push_back({address, &site, static_cast<uint32_t>(bytes),
-                                          static_cast<uint16_t>(object - objects_.data()), kind != AccessKind::read});
+    Log::Lane& lane = log_->lanes[thread_->lane];
+    lane.entries[lane.size++] = {address, &site, static_cast<uint32_t>(bytes),
+                                 static_cast<uint16_t>(object - objects_.data()), kind != AccessKind::read};
+    if (lane.size == Log::limit) Worker::current()->pause();
   }
   return reinterpret_cast<void*>(address);
 }
@@ -665,10 +695,7 @@ void* Observer::matrix(const void* pointer, size_t elements_per_row, size_t x, s
   const auto tagged = reinterpret_cast<uintptr_t>(pointer);
   if (!(tagged & MPSK_TAGGED)) {
     if (tagged >= 65536) return const_cast<void*>(pointer);
-    if (watch().check) {
-      finding("null", "", "an access through a null pointer", nullptr,
-              describe(write ? AccessKind::write : AccessKind::read, site, *thread_));
-    }
+    refuse(0, write ? AccessKind::write : AccessKind::read, 0, 1, site);
     Worker::current()->refuse();
   }
   const uintptr_t base = tagged & MPSK_ADDRESS;
@@ -683,7 +710,7 @@ void* Observer::matrix(const void* pointer, size_t elements_per_row, size_t x, s
     object = resolve(its, kind, bytes, element_size, site);
     if (!object) Worker::current()->refuse();
     rows[row] = its & MPSK_ADDRESS;
-    if (checker_) {
+    if (checker_ && object->checked) {
       checker_->access(*object, rows[row], kind, bytes, static_cast<uint16_t>(whole_simdgroup | thread_->simdgroup),
                        site);
     }
@@ -707,15 +734,9 @@ void Observer::operation(const char* kind, const std::string& text, const mpsk_s
 
 // --- Counts ---
 
-bool Observer::log_is_full() const { return log_ && log_->lanes[thread_->lane].size() >= Log::limit; }
-
 void Observer::count_bytes(const Object& object, uintptr_t address, size_t bytes, bool writes) {
   if (object.kind == mpsk_argument_threadgroup) {
     (writes ? counts_.threadgroup_written : counts_.threadgroup_read) += bytes;
-    return;
-  }
-  if (object.kind == mpsk_argument_constant) {
-    counts_.constant_read += bytes;
     return;
   }
   (writes ? counts_.device_written : counts_.device_read) += bytes;
@@ -764,30 +785,37 @@ void Observer::count_access(const Object& object, uintptr_t* addresses, unsigned
 }
 
 // The lanes' accesses of one place in the source go together: the first of each, the second of each, ...
-void Observer::flush(unsigned first, unsigned count) {
-  (void)first;
+void Observer::flush(unsigned count) {
   if (!log_) return;
-  auto& lanes = log_->lanes;
+  const std::span lanes(log_->lanes, count);
   size_t longest = 0;
   bool uniform = true;
-  for (unsigned lane = 0; lane < count; ++lane) {
-    longest = std::max(longest, lanes[lane].size());
-    uniform = uniform && lanes[lane].size() == lanes[0].size();
+  for (const Log::Lane& lane : lanes) {
+    longest = std::max(longest, lane.size);
+    uniform = uniform && lane.size == lanes[0].size;
   }
   if (longest == 0) return;
-  for (unsigned lane = 0; lane < count; ++lane) {
-    for (const Log::Entry& entry : lanes[lane]) {
-      count_bytes(objects_[entry.object], entry.address, entry.bytes, entry.writes);
-    }
-  }
   for (size_t i = 0; uniform && i < longest; ++i) {
-    for (unsigned lane = 1; lane < count && uniform; ++lane) uniform = lanes[lane][i].site == lanes[0][i].site;
+    for (const Log::Lane& lane : lanes) uniform = uniform && lane.entries[i].site == lanes[0].entries[i].site;
   }
   uintptr_t addresses[MPSK_SIMD_WIDTH];
   if (uniform) {
     for (size_t i = 0; i < longest; ++i) {
-      for (unsigned lane = 0; lane < count; ++lane) addresses[lane] = lanes[lane][i].address;
-      count_access(objects_[lanes[0][i].object], addresses, count, lanes[0][i].bytes);
+      const Log::Entry& first = lanes[0].entries[i];
+      bool in_order = true;  // each lane right behind the one before
+      for (unsigned lane = 0; lane < count; ++lane) {
+        addresses[lane] = lanes[lane].entries[i].address;
+        in_order = in_order && addresses[lane] == first.address + lane * first.bytes;
+      }
+      const Object& object = objects_[first.object];
+      if (in_order) {
+        count_bytes(object, first.address, count * first.bytes, first.writes);
+      } else {
+        for (const uintptr_t address : std::span(addresses, count)) {
+          count_bytes(object, address, first.bytes, first.writes);
+        }
+      }
+      count_access(object, addresses, count, first.bytes);
     }
   } else {
     struct Group {
@@ -798,9 +826,10 @@ void Observer::flush(unsigned first, unsigned count) {
     };
     std::vector<Group> groups;
     std::map<std::pair<const mpsk_site*, unsigned>, size_t> known;  // place, how often before
-    for (unsigned lane = 0; lane < count; ++lane) {
+    for (const Log::Lane& lane : lanes) {
       std::unordered_map<const mpsk_site*, unsigned> times;
-      for (const Log::Entry& entry : lanes[lane]) {
+      for (const Log::Entry& entry : lane.all()) {
+        count_bytes(objects_[entry.object], entry.address, entry.bytes, entry.writes);
         const auto [at, fresh] = known.try_emplace({entry.site, times[entry.site]++}, groups.size());
         if (fresh) groups.push_back({entry.object, entry.bytes, 0, {}});
         Group& group = groups[at->second];
@@ -809,7 +838,7 @@ void Observer::flush(unsigned first, unsigned count) {
     }
     for (Group& group : groups) count_access(objects_[group.object], group.addresses, group.count, group.bytes);
   }
-  for (auto& entries : lanes) entries.clear();
+  for (Log::Lane& lane : lanes) lane.size = 0;
 }
 
 }  // namespace mpsk::device
@@ -819,38 +848,41 @@ void Observer::flush(unsigned first, unsigned count) {
 #define MPSK_KERNEL_API extern "C" __attribute__((visibility("default"), used))
 
 using mpsk::device::AccessKind;
-using mpsk::device::Worker;
+
+namespace {
+mpsk::device::Observer& observer() { return *mpsk::device::Observer::current; }
+}  // namespace
 
 MPSK_KERNEL_API void* mpsk_read(void* pointer, const mpsk_site* site) {
-  return Worker::current()->access(pointer, AccessKind::read, site->size, *site);
+  return observer().access(pointer, AccessKind::read, site->size, *site);
 }
 MPSK_KERNEL_API void* mpsk_write(void* pointer, const mpsk_site* site) {
-  return Worker::current()->access(pointer, AccessKind::write, site->size, *site);
+  return observer().access(pointer, AccessKind::write, site->size, *site);
 }
 MPSK_KERNEL_API void* mpsk_atomic(void* pointer, const mpsk_site* site) {
-  return Worker::current()->access(pointer, AccessKind::atomic, site->size, *site);
+  return observer().access(pointer, AccessKind::atomic, site->size, *site);
 }
 MPSK_KERNEL_API void* mpsk_read_bytes(void* pointer, unsigned long bytes, const mpsk_site* site) {
-  return Worker::current()->access(pointer, AccessKind::read, bytes, *site);
+  return observer().access(pointer, AccessKind::read, bytes, *site);
 }
 MPSK_KERNEL_API void* mpsk_write_bytes(void* pointer, unsigned long bytes, const mpsk_site* site) {
-  return Worker::current()->access(pointer, AccessKind::write, bytes, *site);
+  return observer().access(pointer, AccessKind::write, bytes, *site);
 }
 MPSK_KERNEL_API void* mpsk_matrix_memory(const void* memory, unsigned long elements_per_row, unsigned long x,
                                          unsigned long y, unsigned element_size, bool transpose, bool write,
                                          const mpsk_site* site) {
-  return Worker::current()->observer()->matrix(memory, elements_per_row, x, y, element_size, transpose, write, *site);
+  return observer().matrix(memory, elements_per_row, x, y, element_size, transpose, write, *site);
 }
-MPSK_KERNEL_API void mpsk_here(const mpsk_site* site) { Worker::current()->observer()->here(site); }
-MPSK_KERNEL_API unsigned* mpsk_counters(mpsk_code* code) { return Worker::current()->observer()->counters(*code); }
+MPSK_KERNEL_API void mpsk_here(const mpsk_site* site) { observer().here(site); }
+MPSK_KERNEL_API unsigned* mpsk_counters(mpsk_code* code) { return observer().counters(*code); }
 MPSK_KERNEL_API void* mpsk_atomic_store(void* pointer, const mpsk_site* site) {
-  return Worker::current()->access(pointer, AccessKind::atomic_store, site->size, *site);
+  return observer().access(pointer, AccessKind::atomic_store, site->size, *site);
 }
 MPSK_KERNEL_API void mpsk_shift(unsigned long amount, unsigned long most, const mpsk_site* site) {
   if (amount <= most) return;
-  Worker::current()->observer()->operation(
-      "shift", "a shift by " + std::to_string(amount) + " of " + std::to_string(most + 1) + " bits", *site);
+  observer().operation("shift", "a shift by " + std::to_string(amount) + " of " + std::to_string(most + 1) + " bits",
+                       *site);
 }
 MPSK_KERNEL_API void mpsk_zero_division(const mpsk_site* site) {
-  Worker::current()->observer()->operation("division", "an integer division by zero", *site);
+  observer().operation("division", "an integer division by zero", *site);
 }

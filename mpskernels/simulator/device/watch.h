@@ -85,6 +85,7 @@ void memory_read(const Elements& elements);
 struct Fault : Error {
   using Error::Error;
   std::string kind, scope;  // of the finding that it is under check; no kind: it is among them already
+  std::string message;      // without the kernel and the thread
   const mpsk_site* site = nullptr;
   std::string file;  // where there is no site
   unsigned line = 0;
@@ -135,7 +136,10 @@ class Observer {
   void threadgroup_barrier(unsigned flags, const mpsk_thread& first, unsigned ended);
   void simdgroup_barrier(unsigned flags, const mpsk_thread& first, unsigned ended);
   void simd_operation() { ++counts_.simd_operations; }
-  void flush(unsigned first, unsigned count);  // the simdgroup's lanes wait, are paused or have ended
+  void flush(unsigned lanes);  // of the simdgroup: all wait, are paused or have ended
+
+  // On a worker's thread: its own.
+  static thread_local Observer* current;
 
   // On behalf of the running thread.
   void run(const mpsk_thread* thread) { thread_ = thread; }
@@ -146,13 +150,14 @@ class Observer {
   unsigned* counters(mpsk_code& code);
   void here(const mpsk_site* site) { here_[thread_->index_in_threadgroup] = site; }
   const mpsk_site* where(const mpsk_thread& thread) const { return here_[thread.index_in_threadgroup]; }
-  bool log_is_full() const;
   const Watch& watch() const { return observation_.watch_; }
 
  private:
   friend class Checker;
   const Object* resolve(uintptr_t pointer, AccessKind kind, size_t bytes, size_t align, const mpsk_site& site);
+  void refuse(uintptr_t pointer, AccessKind kind, size_t bytes, size_t align, const mpsk_site& site);
   void* scratch(size_t bytes);
+  void parted(const mpsk_site& site, size_t first, size_t count);
   void missed(const char* barrier, const char* scope, const mpsk_thread& first, unsigned ended);
   void finding(const char* kind, const char* scope, const std::string& text, const Object* object,
                std::optional<Access> access, std::optional<Access> other = {});
@@ -169,7 +174,10 @@ class Observer {
   std::vector<const mpsk_site*> here_;  // where each thread waits
   std::vector<unsigned> counters_;      // of each lane
   size_t counters_per_lane_ = 0;
-  std::vector<mpsk_code*> codes_;  // that this threadgroup ran through
+  mpsk_code* first_code_ = nullptr;
+  std::vector<bool> ran_;  // which functions this threadgroup ran through
+  std::vector<uint64_t> sums_;
+  std::vector<unsigned> most_, least_;
   std::unique_ptr<Log> log_;
   std::unique_ptr<Checker> checker_;
   std::vector<unsigned char> scratch_;

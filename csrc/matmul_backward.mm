@@ -1,0 +1,137 @@
+// The parts of the matmul family's backward passes that are no matrix products: mpsk::linear_backward and
+// mpsk::gated_linear_backward.
+#include <ATen/ops/empty.h>
+#include <c10/util/StringUtil.h>
+
+#include <algorithm>
+#include <optional>
+#include <string_view>
+#include <tuple>
+
+#include "matmul_params.h"
+#include "matmul_product.h"
+#include "runtime/check.h"
+#include "runtime/register.h"
+#include "runtime/runtime.h"
+
+namespace mpsk {
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+
+// Chunks of rows whose sums are added up afterwards: enough of them to fill a chip, each of rows enough that their sums
+// are few beside the rows. Unmeasured.
+constexpr int64_t rows_per_chunk = 128;
+
+void check_same_sizes(const Arg& arg, const Arg& like) {
+  check_device(arg, like);
+  check_same_dtype(arg, like);
+  check_dim(arg, like.tensor.dim());
+  for (int64_t i = like.tensor.dim(); i > 0; --i) {
+    check_size(arg, -i, like.tensor.sym_size(-i), c10::str("to match ", like.name, ".size(", -i, ")"));
+  }
+}
+
+}  // namespace
+
+void check_linear_backward(const at::Tensor& grad, const std::optional<at::Tensor>& preactivation,
+                           std::string_view activation, bool) {
+  const char* op = "linear_backward";
+  const Arg grad_arg{op, "grad", grad};
+  check_device(grad_arg);
+  check_dtype(grad_arg);
+  check_dim(grad_arg, 2);
+  if (preactivation) check_same_sizes({op, "preactivation", *preactivation}, grad_arg);
+  check_activation(op, activation);
+  require_value(preactivation.has_value() == (activation != "none"), op, "expected a preactivation ",
+                preactivation ? "only " : "", "with an activation, got activation ", activation);
+}
+
+void check_gated_linear_backward(const at::Tensor& grad, const at::Tensor& gate, const at::Tensor& up,
+                                 std::string_view activation) {
+  const char* op = "gated_linear_backward";
+  const Arg grad_arg{op, "grad", grad}, gate_arg{op, "gate", gate}, up_arg{op, "up", up};
+  check_device(grad_arg);
+  check_dtype(grad_arg);
+  check_same_sizes(gate_arg, grad_arg);
+  check_same_sizes(up_arg, grad_arg);
+  check_activation(op, activation);
+}
+
+namespace {
+
+std::tuple<at::Tensor, at::Tensor> linear_backward(const at::Tensor& grad,
+                                                   const std::optional<at::Tensor>& preactivation_arg,
+                                                   std::string_view activation, bool bias) {
+  const char* op = "linear_backward";
+  check_linear_backward(grad, preactivation_arg, activation, bias);
+  const int64_t rows = grad.size(0), columns = grad.size(1),
+                chunks = std::max<int64_t>(1, ceil_div(rows, rows_per_chunk));
+  const auto options = grad.options().memory_format(at::MemoryFormat::Contiguous);
+  const bool activated = preactivation_arg.has_value();
+  at::Tensor out = at::empty(activated ? grad.sizes() : at::IntArrayRef{0}, options);
+  at::Tensor sum = at::empty({bias ? columns : 0}, options);
+  if (columns == 0 || (rows == 0 && !bias) || (!activated && !bias)) return {out, sum};
+  const at::Tensor preactivation = activated ? preactivation_arg->contiguous() : at::Tensor();
+  at::Tensor partials = at::empty({bias ? chunks * columns : 0}, options.dtype(at::kFloat));
+  const linear_backward_params params{.rows = static_cast<uint64_t>(rows),
+                                      .columns = static_cast<uint64_t>(columns),
+                                      .grad_stride_row = grad.stride(0),
+                                      .grad_stride_column = grad.stride(1),
+                                      .rows_per_chunk = static_cast<uint32_t>(rows_per_chunk),
+                                      .activation = check_activation(op, activation)};
+  const auto kernel = pipeline(
+      c10::str("linear_backward_", dtype_suffix(grad)),
+      {{linear_backward_constant_activation, "activation", activated}, {linear_backward_constant_bias, "bias", bias}});
+  launch(op, [&](Encoder& encoder) {
+    encoder.use(kernel);
+    encoder.tensor(linear_backward_buffer_grad, grad);
+    if (activated) {
+      encoder.tensor(linear_backward_buffer_preactivation, preactivation);
+      encoder.tensor(linear_backward_buffer_out, out);
+    }
+    if (bias) encoder.tensor(linear_backward_buffer_sums, partials);
+    encoder.params(linear_backward_buffer_params, params);
+    encoder.dispatch({.x = static_cast<size_t>(ceil_div(columns, 32)), .y = static_cast<size_t>(chunks)},
+                     {.x = 32, .y = matmul_backward_simdgroups});
+  });
+  if (bias) launch_sum(op, partials, sum);
+  return {out, sum};
+}
+
+at::Tensor gated_linear_backward(const at::Tensor& grad_arg, const at::Tensor& gate_arg, const at::Tensor& up_arg,
+                                 std::string_view activation) {
+  const char* op = "gated_linear_backward";
+  check_gated_linear_backward(grad_arg, gate_arg, up_arg, activation);
+  const at::Tensor grad = grad_arg.contiguous(), gate = gate_arg.contiguous(), up = up_arg.contiguous();
+  std::vector<int64_t> sizes = grad.sizes().vec();
+  sizes.insert(sizes.begin(), 2);
+  at::Tensor out = at::empty(sizes, grad.options());
+  if (out.numel() == 0) return out;
+  const gated_linear_backward_params params{
+      .count = static_cast<uint64_t>(grad.numel()), .activation = check_activation(op, activation), .padding = 0};
+  const auto kernel = pipeline(c10::str("gated_linear_backward_", dtype_suffix(grad)));
+  const int64_t groups = ceil_div(grad.numel(), matmul_threads), width = std::min<int64_t>(groups, 1 << 20);
+  launch(op, [&](Encoder& encoder) {
+    encoder.use(kernel);
+    encoder.tensor(gated_linear_backward_buffer_grad, grad);
+    encoder.tensor(gated_linear_backward_buffer_gate, gate);
+    encoder.tensor(gated_linear_backward_buffer_up, up);
+    encoder.tensor(gated_linear_backward_buffer_out, out);
+    encoder.params(gated_linear_backward_buffer_params, params);
+    encoder.dispatch({.x = static_cast<size_t>(width), .y = static_cast<size_t>(ceil_div(groups, width))},
+                     {.x = matmul_threads});
+  });
+  return out;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(MPSK_NAMESPACE, m) {
+  define_op(m, "linear_backward(Tensor grad, Tensor? preactivation, *, str activation, bool bias) -> (Tensor, Tensor)",
+            linear_backward);
+  define_op(m, "gated_linear_backward(Tensor grad, Tensor gate, Tensor up, *, str activation) -> Tensor",
+            gated_linear_backward);
+}
+
+}  // namespace mpsk

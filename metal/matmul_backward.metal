@@ -1,0 +1,132 @@
+// The parts of the matmul family's backward passes that are no matrix products.
+
+#include <metal_stdlib>
+
+#include "common/epilogue.h"
+#include "matmul_params.h"
+#include "matmul_variants.h"
+
+using namespace metal;
+using namespace mpsk;
+
+constant bool has_activation [[function_constant(linear_backward_constant_activation)]];
+constant bool sums_bias [[function_constant(linear_backward_constant_bias)]];
+
+// linear_backward: out = grad * activation'(preactivation), and the column sums of that, which are the gradient of the
+// bias, for chunks of rows: matmul_sum adds up the chunks.
+//
+// Grid: x: columns, by 32; y: chunks of rows. Threadgroup: (32, matmul_backward_simdgroups). Threadgroup bytes: 1024.
+// Necessary: grad and preactivation read once, out written once; 4 bytes for each column and chunk.
+template <typename T>
+[[kernel, max_total_threads_per_threadgroup(32 * matmul_backward_simdgroups)]] void linear_backward(
+    const device T* grad [[buffer(linear_backward_buffer_grad)]],
+    const device T* preactivation [[buffer(linear_backward_buffer_preactivation), function_constant(has_activation)]],
+    device T* out [[buffer(linear_backward_buffer_out), function_constant(has_activation)]],
+    device float* sums [[buffer(linear_backward_buffer_sums), function_constant(sums_bias)]],
+    constant linear_backward_params& p [[buffer(linear_backward_buffer_params)]],
+    uint2 group [[threadgroup_position_in_grid]], uint lane [[thread_index_in_simdgroup]],
+    uint simd_index [[simdgroup_index_in_threadgroup]]) {
+  threadgroup float partial[matmul_backward_simdgroups][32];
+  const ulong column = ulong(group.x) * 32 + lane;
+  const bool exists = column < p.columns;
+  const ulong first_row = ulong(group.y) * p.rows_per_chunk;
+  const ulong row_end = min(p.rows, first_row + p.rows_per_chunk);
+  float sum = 0.0f;
+  for (ulong row = first_row + simd_index; row < row_end && exists; row += matmul_backward_simdgroups) {
+    float value = float(grad[long(row) * p.grad_stride_row + long(column) * p.grad_stride_column]);
+    if (has_activation) {
+      const ulong element = row * p.columns + column;
+      value *= activation_slope(p.activation, float(preactivation[element]));
+      out[element] = T(value);
+    }
+    sum += value;
+  }
+  if (sums_bias) {
+    partial[simd_index][lane] = sum;
+    threadgroup_barrier(mem_flags::mem_threadgroup);  // publishes partial
+    if (simd_index == 0 && exists) {
+      float total = 0.0f;
+      for (int i = 0; i < matmul_backward_simdgroups; ++i) {
+        total += partial[i][lane];
+      }
+      sums[group.y * p.columns + column] = total;
+    }
+  }
+}
+
+// gated_linear_backward: the gradients of both products of out = activation(gate) * up.
+//
+// Grid: x and y together: elements, by matmul_threads. Threadgroup: (matmul_threads).
+// Necessary: three elements read and two written for each; that is all it does.
+template <typename T>
+[[kernel, max_total_threads_per_threadgroup(matmul_threads)]] void gated_linear_backward(
+    const device T* grad [[buffer(gated_linear_backward_buffer_grad)]],
+    const device T* gate [[buffer(gated_linear_backward_buffer_gate)]],
+    const device T* up [[buffer(gated_linear_backward_buffer_up)]],
+    device T* out [[buffer(gated_linear_backward_buffer_out)]],
+    constant gated_linear_backward_params& p [[buffer(gated_linear_backward_buffer_params)]],
+    uint2 group [[threadgroup_position_in_grid]], uint2 groups [[threadgroups_per_grid]],
+    uint thread_index [[thread_index_in_threadgroup]]) {
+  const ulong element = (ulong(group.y) * groups.x + group.x) * matmul_threads + thread_index;
+  if (element >= p.count) {
+    return;
+  }
+  const float value = float(grad[element]);
+  const float x = float(gate[element]);
+  out[element] = T(value * float(up[element]) * activation_slope(p.activation, x));
+  out[p.count + element] = T(value * activate(p.activation, x));
+}
+
+// grouped_matmul_scatter: a threadgroup looks through all indices, matmul_threads at a time, for its row of out, and
+// adds up the rows that have it, in their order.
+//
+// Grid: x: columns, by matmul_threads; y: rows of out. Threadgroup: (matmul_threads). Threadgroup bytes: 32.
+// Necessary: each row read and each row of out written once. What the kernel adds: rows of out times as many indices
+// are read from cache, a small part of what the products before it do: 4 bytes for 2 * columns * n FLOP of theirs.
+template <typename T>
+[[kernel, max_total_threads_per_threadgroup(matmul_threads)]] void grouped_matmul_scatter(
+    const device T* rows [[buffer(grouped_matmul_scatter_buffer_rows)]],
+    const device int* indices [[buffer(grouped_matmul_scatter_buffer_indices)]],
+    device T* out [[buffer(grouped_matmul_scatter_buffer_out)]],
+    constant grouped_matmul_scatter_params& p [[buffer(grouped_matmul_scatter_buffer_params)]],
+    uint2 group [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]], uint simd_index [[simdgroup_index_in_threadgroup]]) {
+  constexpr int simdgroups = matmul_threads / 32;
+  threadgroup uint found[simdgroups];  // a bit for each of the indices looked at that is this row's
+  const ulong column = ulong(group.x) * matmul_threads + thread_index;
+  float sum = 0.0f;
+  for (uint first = 0; first < p.rows; first += matmul_threads) {
+    const uint row = first + thread_index;
+    const bool mine = row < p.rows && uint(indices[row]) == group.y;
+    const uint bits = uint(static_cast<simd_vote::vote_t>(simd_ballot(mine)));
+    threadgroup_barrier(mem_flags::mem_threadgroup);  // the bits before have been read
+    if (lane == 0) {
+      found[simd_index] = bits;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);  // publishes found
+    for (int i = 0; i < simdgroups; ++i) {
+      for (uint left = found[i]; left != 0; left &= left - 1) {
+        if (column < p.columns) {
+          sum += float(rows[ulong(first + i * 32 + ctz(left)) * p.columns + column]);
+        }
+      }
+    }
+  }
+  if (column < p.columns) {
+    out[group.y * p.columns + column] = T(sum);
+  }
+}
+
+#define INSTANTIATE_LINEAR(dtype, T) \
+  template [[host_name("linear_backward_" #dtype)]] [[kernel]] decltype(linear_backward<T>) linear_backward<T>;
+LINEAR_BACKWARD_VARIANTS(INSTANTIATE_LINEAR)
+
+#define INSTANTIATE_GATED(dtype, T) \
+  template [[host_name(             \
+      "gated_linear_backward_" #dtype)]] [[kernel]] decltype(gated_linear_backward<T>) gated_linear_backward<T>;
+GATED_LINEAR_BACKWARD_VARIANTS(INSTANTIATE_GATED)
+
+#define INSTANTIATE_SCATTER(dtype, T) \
+  template [[host_name(               \
+      "grouped_matmul_scatter_" #dtype)]] [[kernel]] decltype(grouped_matmul_scatter<T>) grouped_matmul_scatter<T>;
+GROUPED_MATMUL_SCATTER_VARIANTS(INSTANTIATE_SCATTER)

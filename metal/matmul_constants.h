@@ -1,0 +1,116 @@
+// What the kernels of matmul.metal and matmul_skinny.metal share: their function constants, batches, the end of a sum.
+#pragma once
+
+#include <metal_stdlib>
+
+#include "common/epilogue.h"
+#include "matmul_params.h"
+
+constant bool a_along_m [[function_constant(matmul_constant_a_along_m)]];
+constant bool b_along_k [[function_constant(matmul_constant_b_along_k)]];
+constant bool a_vectors [[function_constant(matmul_constant_a_vectors)]];
+constant bool b_vectors [[function_constant(matmul_constant_b_vectors)]];
+constant bool is_partial [[function_constant(matmul_constant_partial)]];
+constant bool has_bias [[function_constant(matmul_constant_bias)]];
+constant bool has_residual [[function_constant(matmul_constant_residual)]];
+constant bool has_preactivation [[function_constant(matmul_constant_preactivation)]];
+constant bool has_second_a [[function_constant(matmul_constant_second_a)]];
+constant bool has_second_b [[function_constant(matmul_constant_second_b)]];
+constant bool has_offsets [[function_constant(matmul_constant_offsets)]];
+constant bool is_grouped_k [[function_constant(matmul_constant_grouped_k)]];
+constant bool is_gathered [[function_constant(matmul_constant_gathered)]];
+constant bool is_gated [[function_constant(matmul_constant_gated)]];
+
+namespace mpsk {
+namespace {  // what uses function constants belongs to its file, as they do
+
+using namespace metal;
+
+// Offset of batch z of an operand, in elements.
+inline long batch_offset(uint z, constant int64_t* strides, constant matmul_params& p) {
+  long offset = 0;
+  for (uint d = 0; d < p.batch_dims; ++d) {
+    offset += long(z % p.batch_sizes[d]) * strides[d];
+    z /= p.batch_sizes[d];
+  }
+  return offset;
+}
+
+// Where the sums of one product end up: in out, by way of the epilogue, or unfinished in `partials`.
+template <typename T>
+struct matmul_result {
+  epilogue<T> end;
+  device float* partials;  // of this split and product of the batch
+  ulong partials_step;     // from there to those of the second of a gated pair
+  ulong n;
+  bool pairs;  // two neighbouring columns may be stored as one
+
+  // Both sums are those of (m, n), or only the first where there is no gated pair.
+  void store(float2 sums, ulong row, ulong column) const {
+    if (is_partial) {
+      partials[row * n + column] = sums[0];
+      if (is_gated) {
+        partials[row * n + column + partials_step] = sums[1];
+      }
+    } else {
+      end.out[end.out_strides.at(row, column)] = T(finish(sums, row, column));
+    }
+  }
+
+  // The same for columns `column`, which is even, and the next.
+  void store(float2 left, float2 right, ulong row, ulong column) const {
+    if (!pairs) {
+      store(left, row, column);
+      store(right, row, column + 1);
+    } else if (is_partial) {
+      *(device float2*)(partials + row * n + column) = float2(left[0], right[0]);
+      if (is_gated) {
+        *(device float2*)(partials + row * n + column + partials_step) = float2(left[1], right[1]);
+      }
+    } else {
+      const float2 both = float2(finish(left, row, column), finish(right, row, column + 1));
+      *(device vec<T, 2>*)(end.out + end.out_strides.at(row, column)) = vec<T, 2>(both);
+    }
+  }
+
+  float finish(float2 sums, ulong row, ulong column) const {
+    return is_gated ? end.finish_gated(sums[0], sums[1], row, column) : end.finish(sums[0], row, column);
+  }
+};
+
+template <typename T>
+matmul_result<T> result_at(device T* out, device float* partials, const device T* bias, const device T* residual,
+                           device T* preactivation, device T* up, uint batch, uint split, constant matmul_params& p) {
+  const ulong product = p.m * p.n;
+  matmul_result<T> result;
+  result.end.out = out + batch * product;
+  result.end.bias = bias;
+  result.end.residual = residual;
+  result.end.preactivation = preactivation;
+  result.end.up = up;
+  if (has_residual) {
+    result.end.residual += batch_offset(batch, p.residual_batch_strides, p);
+  }
+  if (has_preactivation) {
+    result.end.preactivation += batch * product;
+    result.end.up += is_gated ? batch * product : 0;
+  }
+  result.end.out_strides = {p.out_stride_m, p.out_stride_n};
+  result.end.bias_strides = {p.bias_stride_m, p.bias_stride_n};
+  result.end.residual_strides = {p.residual_stride_m, p.residual_stride_n};
+  result.end.activation = p.activation;
+  result.end.adds_bias = has_bias;
+  result.end.adds_residual = has_residual;
+  result.end.keeps_preactivation = has_preactivation;
+  result.partials = partials;
+  result.partials_step = p.batch * product;
+  if (is_partial) {
+    result.partials += (ulong(split) * (is_gated ? 2 : 1) * p.batch + batch) * product;
+  }
+  result.n = p.n;
+  result.pairs = p.n % 2 == 0 && (is_partial || p.out_stride_n == 1);
+  return result;
+}
+
+}  // namespace
+}  // namespace mpsk

@@ -1,0 +1,472 @@
+"""mpsk::linear and mpsk::gated_linear, and the gradients of the matmul family."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import DTYPES, assert_accurate, assert_rejected, direct, dtypes, random, to_mps
+
+import mpskernels
+from mpskernels import _C, nn
+
+ACTIVATIONS = {
+    "none": lambda z: z,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
+    "silu": F.silu,
+}
+activations = pytest.mark.parametrize("activation", ACTIVATIONS)
+
+
+def launched(op, call):
+    """The pipelines of an op that a call launches, and what it returns."""
+    before = _C.launches().get(op, {})
+    result = call()
+    return [label for label, count in _C.launches().get(op, {}).items() if count != before.get(label, 0)], result
+
+
+def assert_close(out, expected, terms, k):
+    """`terms`: the sum of the absolute values that were added up, k of them, in float32."""
+    info = torch.finfo(out.dtype)
+    sums = terms * (4 * math.sqrt(max(1, k)) + 8) * 2**-24  # and 8 roundings of an activation and what follows
+    assert_accurate(out, expected, scale=(0.51 * info.eps * expected.abs() + sums) / info.eps, allowed=1.0)
+
+
+def check_linear(x, weight, bias=None, *, activation="none", residual=None):
+    call = {"activation": activation, "residual": None if residual is None else to_mps(residual)}
+    out = mpskernels.linear(*to_mps((x, weight, bias)), **call)
+    assert out.dtype == x.dtype
+    assert out.is_contiguous()
+    wide = [None if t is None else t.double() for t in (x, weight, bias)]
+    expected = ACTIVATIONS[activation](F.linear(*wide))
+    terms = F.linear(*(None if t is None else t.abs() for t in wide))
+    if residual is not None:
+        expected, terms = expected + residual.double(), terms + residual.double().abs()
+    assert_close(out, expected, 1.2 * terms, x.size(-1))
+    return out
+
+
+SHAPES = [
+    (1, 7, 5),
+    (1, 130, 600),
+    (3, 33, 70),
+    (7, 50, 40),
+    (20, 12, 64),
+    (33, 65, 40),
+    (64, 70, 3000),
+    (300, 270, 33),
+]
+
+
+@dtypes
+@activations
+@pytest.mark.parametrize(("m", "n", "k"), SHAPES)
+def test_linear_matches_reference(dtype, activation, m, n, k):
+    x, weight, bias = random(m, k, dtype=dtype), random(n, k, dtype=dtype, seed=1), random(n, dtype=dtype, seed=2)
+    weight = weight / math.sqrt(k)
+    residual = random(m, n, dtype=dtype, seed=3)
+    check_linear(x, weight, bias, activation=activation, residual=residual)
+    check_linear(x, weight, bias, activation=activation)
+    check_linear(x, weight, activation=activation, residual=residual)
+
+
+@activations
+def test_activations_over_their_range(activation):
+    x = torch.cat([torch.linspace(-110, 110, 4001), torch.tensor([0.0, -0.0, 1e-30, -1e-30, 1e30, -1e30])])
+    out = mpskernels.linear(*to_mps((x[:, None], torch.ones(1, 1))), activation=activation)[:, 0]
+    expected = ACTIVATIONS[activation](x.double())
+    # Tails below the smallest normal float32 times x may be lost.
+    assert_accurate(out, expected, scale=expected.abs() + 1e-6 * x.double().abs().clamp(max=10) + 1e-35, allowed=16)
+
+
+@dtypes
+def test_linear_keeps_nan_and_inf(dtype):
+    x = torch.tensor([math.nan, math.inf, -math.inf, 1.0], dtype=dtype)[:, None]
+    weight = torch.ones(5, 1, dtype=dtype)
+    for activation in ("none", "relu"):
+        out = mpskernels.linear(*to_mps((x, weight)), activation=activation).cpu()
+        expected = ACTIVATIONS[activation](x @ weight.T)
+        torch.testing.assert_close(out, expected, equal_nan=True, rtol=0, atol=0)
+
+
+def test_linear_reads_any_strides():
+    k, n = 24, 20
+    weights = [random(n, k, seed=1), random(k, n, seed=1).T, random(n, 2 * k, seed=1)[:, ::2]]
+    bias = random(3 * n, seed=2)[::3]
+    for x, weight in itertools.product(
+        [
+            random(2, 3, 8, k),
+            random(3, 2, 8, k).transpose(0, 1),
+            random(2, 8, 3, k).transpose(1, 2),
+            random(1, 1, 8, k).expand(2, 3, 8, k),
+            random(2, 3, 8, 2 * k)[..., ::2],
+        ],
+        weights,
+    ):
+        for residual in [
+            random(2, 3, 8, n, seed=3),
+            random(3, 8, n, 2, seed=3).permute(3, 0, 1, 2),
+            random(2, 3, 1, n, seed=3).expand(2, 3, 8, n),
+            random(n, seed=3).expand(2, 3, 8, n),
+        ]:
+            check_linear(x, weight, bias, activation="silu", residual=residual)
+    check_linear(random(k), weights[0], bias, residual=random(n, seed=3))
+    check_linear(random(40, k), random(3, k, seed=1), random(3), residual=random(3, 40).T)  # swapped: few columns
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(0, 3, 4), (3, 0, 4), (3, 4, 0), (40, 50, 0), (0, 0, 0)])
+def test_linear_handles_edges(m, n, k):
+    for dtype in DTYPES.values():
+        x, weight, bias = random(m, k, dtype=dtype), random(n, k, dtype=dtype), random(n, dtype=dtype, seed=2)
+        check_linear(x, weight, bias, activation="gelu", residual=random(m, n, dtype=dtype, seed=3))
+
+
+def test_linear_is_one_launch_and_split_k_two():
+    x, weight = to_mps((random(64, 40), random(96, 40)))
+    labels, _ = launched("linear", lambda: mpskernels.linear(x, weight, x.new_ones(96), activation="gelu"))
+    assert len(labels) == 1
+    x, weight = to_mps((random(64, 4000), random(96, 4000)))
+    labels, _ = launched("linear", lambda: mpskernels.linear(x, weight, x.new_ones(96), activation="gelu"))
+    assert {label.split("_f32")[0] for label in labels} == {"matmul_tile", "matmul_sum"}
+
+
+def check_gated(x, w_gate, w_up, activation):
+    out = mpskernels.gated_linear(*to_mps((x, w_gate, w_up)), activation=activation)
+    x, w_gate, w_up = x.double(), w_gate.double(), w_up.double()
+    gate, up = ACTIVATIONS[activation](F.linear(x, w_gate)), F.linear(x, w_up)
+    terms = 1.2 * F.linear(x.abs(), w_gate.abs()) * up.abs() + gate.abs() * F.linear(x.abs(), w_up.abs())
+    assert_close(out, gate * up, terms, x.size(-1))
+
+
+@dtypes
+@pytest.mark.parametrize("activation", ["silu", "gelu", "relu"])
+@pytest.mark.parametrize(("m", "n", "k"), [*SHAPES, (700, 300, 24)])
+def test_gated_linear_matches_reference(dtype, activation, m, n, k):
+    x, w_gate, w_up = (random(*shape, dtype=dtype, seed=i) for i, shape in enumerate([(m, k), (n, k), (n, k)]))
+    check_gated(x, w_gate / math.sqrt(k), w_up / math.sqrt(k), activation)
+
+
+def test_gated_linear_reads_any_strides():
+    packed = random(40, 24, seed=1)  # of one matrix, as models pack them
+    check_gated(random(3, 5, 24), packed[:20], packed[20:], "silu")
+    check_gated(random(3, 5, 24), packed[::2], packed[1::2], "silu")
+    check_gated(random(5, 3, 24).transpose(0, 1), random(24, 20).T, packed[20:], "silu")
+    check_gated(random(24), packed[:20], packed[20:], "silu")
+    check_gated(random(2, 3, 24), packed[:0], packed[:0], "silu")
+    check_gated(random(2, 3, 0), packed[:, :0], packed[:, :0], "silu")
+
+
+# --- gradients --------------------------------------------------------------------------------------------------------
+
+
+def gradients(function, tensors, grad):
+    leaves = [t.detach().clone().requires_grad_() if t is not None else None for t in tensors]
+    function(*leaves).backward(grad)
+    return [None if leaf is None else leaf.grad for leaf in leaves]
+
+
+def check_gradients(ours, stock, tensors, tolerance=None):
+    """Against fp64: the error of each gradient, relative to its largest value, is a rounding of the dtype or two."""
+    dtype = tensors[0].dtype
+    wide = [None if t is None else t.double() for t in tensors]
+    grad = random(*stock(*wide).shape, dtype=dtype, seed=9)
+    expected = gradients(stock, wide, grad.double())
+    actual = gradients(ours, to_mps(tensors), to_mps(grad))
+    tolerance = tolerance or {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
+    for got, want in zip(actual, expected, strict=True):
+        if want is None:
+            assert got is None
+            continue
+        assert (got.shape, got.dtype, got.device.type) == (want.shape, dtype, "mps")
+        if want.numel():
+            error = (got.cpu().double() - want).abs().max() / want.abs().max().clamp(min=1e-30)
+            assert error <= tolerance
+
+
+@dtypes
+@pytest.mark.parametrize(
+    ("a_shape", "b_shape"),
+    [
+        ((5, 7), (7, 9)),
+        ((3, 5, 7), (3, 7, 9)),
+        ((3, 5, 7), (7, 9)),
+        ((5, 7), (3, 7, 9)),
+        ((2, 1, 5, 7), (3, 7, 9)),
+        ((2, 3, 5, 7), (2, 1, 7, 9)),
+        ((4, 1, 5, 7), (1, 3, 7, 9)),
+        ((7,), (7, 9)),
+        ((7,), (3, 7, 9)),
+        ((5, 7), (7,)),
+        ((3, 5, 7), (7,)),
+        ((7,), (7,)),
+        ((5, 0), (0, 9)),
+        ((0, 7), (7, 9)),
+        ((3, 0, 7), (7, 9)),
+        ((40, 1200), (1200, 33)),
+        ((8, 300, 40), (40, 50)),
+    ],
+    ids=str,
+)
+def test_matmul_gradient_matches_reference(dtype, a_shape, b_shape):
+    tensors = random(*a_shape, dtype=dtype), random(*b_shape, dtype=dtype, seed=1)
+    check_gradients(mpskernels.matmul, torch.matmul, tensors)
+
+
+def test_matmul_gradient_of_views():
+    a, b = random(6, 5, 4), random(6, 9, 4, seed=1)
+    for view_a, view_b in [
+        (lambda a: a.transpose(0, 1), lambda b: b.permute(1, 2, 0)[:5]),
+        (lambda a: a[::2], lambda b: b[::2].mT),
+        (lambda a: a[0].expand(6, 5, 4), lambda b: b.mT),
+    ]:
+        if view_a(a).size(-1) != view_b(b).size(-2):
+            continue
+        check_gradients(
+            lambda a, b, f=view_a, g=view_b: mpskernels.matmul(f(a), g(b)),
+            lambda a, b, f=view_a, g=view_b: torch.matmul(f(a), g(b)),
+            (a, b),
+        )
+
+
+def test_matmul_has_a_second_gradient():
+    def second(matmul, a, b):
+        a, b = a.clone().requires_grad_(), b.clone().requires_grad_()
+        [of_a] = torch.autograd.grad(matmul(a, b).pow(2).sum(), a, create_graph=True)
+        return torch.autograd.grad(of_a.pow(2).sum(), (a, b))
+
+    a, b = random(3, 5, 4), random(4, 6, seed=1)
+    expected = second(torch.matmul, a.double(), b.double())
+    for got, want in zip(second(mpskernels.matmul, *to_mps((a, b))), expected, strict=True):
+        torch.testing.assert_close(got.cpu().double(), want, rtol=1e-4, atol=1e-3)
+
+
+@dtypes
+@activations
+@pytest.mark.parametrize("parts", ["all", "bias", "residual", "none"])
+def test_linear_gradient_matches_reference(dtype, activation, parts):
+    def linear(x, weight, bias, residual):
+        return mpskernels.linear(x, weight, bias, activation=activation, residual=residual)
+
+    def stock(x, weight, bias, residual):
+        out = ACTIVATIONS[activation](F.linear(x, weight, bias))
+        return out if residual is None else out + residual
+
+    for shape, n in [((2, 3, 24), 20), ((24,), 20), ((300, 24), 40), ((0, 24), 20)]:
+        x, weight = random(*shape, dtype=dtype), random(n, 24, dtype=dtype, seed=1) / 5
+        bias = random(n, dtype=dtype, seed=2) if parts in ("all", "bias") else None
+        residual = random(*shape[:-1], n, dtype=dtype, seed=3) if parts in ("all", "residual") else None
+        check_gradients(linear, stock, (x, weight, bias, residual))
+
+
+@dtypes
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
+def test_gated_linear_gradient_matches_reference(dtype, activation):
+    def gated(x, w_gate, w_up):
+        return mpskernels.gated_linear(x, w_gate, w_up, activation=activation)
+
+    def stock(x, w_gate, w_up):
+        return ACTIVATIONS[activation](F.linear(x, w_gate)) * F.linear(x, w_up)
+
+    for shape in [(2, 3, 24), (24,), (300, 24), (0, 24)]:
+        weights = [random(40, 24, dtype=dtype, seed=seed) / 5 for seed in (1, 2)]
+        check_gradients(gated, stock, (random(*shape, dtype=dtype), *weights))
+
+
+def test_backward_launches_only_what_is_needed():
+    x, weight, bias = to_mps((random(6, 8), random(10, 8), random(10)))
+    for needs, products, reductions in [((1, 0, 0), 1, 0), ((0, 1, 0), 1, 0), ((0, 0, 1), 0, 1), ((1, 1, 1), 2, 1)]:
+        tensors = [t.clone().requires_grad_(bool(need)) for t, need in zip((x, weight, bias), needs, strict=True)]
+        out = mpskernels.linear(*tensors)
+        _C.reset_launches()
+        out.sum().backward()
+        counts = {op: sum(kernels.values()) for op, kernels in _C.launches().items()}
+        assert counts.get("matmul", 0) == products
+        assert counts.get("linear_backward", 0) == 2 * reductions  # chunks, and their sum
+
+
+def test_nothing_is_saved_where_no_gradient_is_needed():
+    x, weight = to_mps((random(6, 8), random(10, 8)))
+    for context in (torch.no_grad, torch.inference_mode):
+        _C.reset_launches()
+        with context():
+            mpskernels.linear(x.clone().requires_grad_(), weight, activation="gelu")
+        assert set(_C.launches()) == {"linear"}
+    _C.reset_launches()
+    mpskernels.linear(x.clone().requires_grad_(), weight, activation="gelu")
+    assert set(_C.launches()) == {"linear_saving"}
+
+
+def test_gradient_of_the_activation_has_none():
+    x, weight = to_mps((random(6, 8), random(10, 8)))
+    out = mpskernels.linear(x.requires_grad_(), weight, activation="gelu")
+    with pytest.raises(NotImplementedError, match="mpsk::linear_backward: no gradient for grad"):
+        torch.autograd.grad(out, x, torch.ones_like(out, requires_grad=True), create_graph=True)
+
+
+@pytest.mark.parametrize("op", ["matmul", "linear", "gated_linear"])
+def test_backward_compiles(op):
+    torch._dynamo.reset()
+    functions = {
+        "matmul": lambda x, w, v: mpskernels.matmul(x, w.t()),
+        "linear": lambda x, w, v: mpskernels.linear(x, w, v[:, 0], activation="gelu"),
+        "gated_linear": lambda x, w, v: mpskernels.gated_linear(x, w, v),
+    }
+    function = functions[op]
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    tensors = to_mps((random(3, 5, 8), random(10, 8, seed=1), random(10, 8, seed=2)))
+    leaves = [[t.clone().requires_grad_() for t in tensors] for _ in range(2)]
+    function(*leaves[0]).square().sum().backward()
+    compiled(*leaves[1]).square().sum().backward()
+    for eager, traced in zip(*leaves, strict=True):
+        assert (eager.grad is None) == (traced.grad is None)
+        if eager.grad is not None:
+            assert torch.equal(eager.grad.cpu(), traced.grad.cpu())
+
+
+# All of opcheck but its test of the registration, which knows no mps.
+UTILITIES = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+
+
+@dtypes
+def test_gradients_pass_opcheck(dtype):
+    x, weight, bias, other = (
+        t.requires_grad_()
+        for t in to_mps([random(3, 5, 8, dtype=dtype), *(random(*s, dtype=dtype) for s in [(10, 8), (10,), (10, 8)])])
+    )
+    for op, args, kwargs in [
+        ("matmul", (x, weight.detach().t().requires_grad_()), {}),
+        ("linear", (x, weight, bias), {"activation": "silu"}),
+        ("linear_saving", (x, weight, bias, "silu", None), {}),
+        ("linear_saving", (x, weight, None, "none", None), {}),
+        ("gated_linear", (x, weight, other), {}),
+        ("gated_linear_saving", (x, weight, other, "gelu"), {}),
+    ]:
+        torch.library.opcheck(direct(op).default, args, kwargs, test_utils=UTILITIES)
+
+
+def test_gradients_are_deterministic():
+    def run():
+        tensors = [t.requires_grad_() for t in to_mps((random(500, 40), random(60, 40), random(60)))]
+        mpskernels.linear(*tensors, activation="silu").square().sum().backward()
+        return [t.grad.cpu() for t in tensors]
+
+    first = run()
+    for again in (run(), run()):
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_casts_as_torch_does(dtype):
+    x, weight, bias = to_mps((random(5, 8), random(10, 8), random(10)))
+    calls = {
+        "matmul": (lambda: mpskernels.matmul(x, weight.t()), lambda: torch.matmul(x, weight.t())),
+        "linear": (lambda: mpskernels.linear(x, weight, bias), lambda: F.linear(x, weight, bias)),
+    }
+    for ours, stock in calls.values():
+        assert ours().dtype == torch.float32
+        with torch.autocast("mps", dtype=dtype):
+            out = ours()
+            assert out.dtype == stock().dtype == dtype
+            with torch.autocast("mps", enabled=False):
+                assert ours().dtype == torch.float32
+    half = [t.to(dtype) for t in (x, weight, bias)]
+    with torch.autocast("mps", dtype=dtype):
+        assert torch.equal(mpskernels.linear(x, weight, bias).cpu(), mpskernels.linear(*half).cpu())
+        assert torch.equal(
+            mpskernels.gated_linear(x, weight, weight).cpu(), mpskernels.gated_linear(*half[:2], half[1]).cpu()
+        )
+        leaf = weight.clone().requires_grad_()
+        mpskernels.linear(x, leaf, bias, activation="silu").float().sum().backward()
+    assert leaf.grad.dtype == torch.float32  # the dtype of the parameter
+
+
+def test_linear_module_trains_as_torch_does():
+    torch.manual_seed(0)
+    stock = torch.nn.Linear(12, 7)
+    ours = nn.Linear(12, 7)
+    ours.load_state_dict(stock.state_dict())
+    ours = ours.to("mps")
+    x = random(4, 3, 12)
+    for module, where in ((stock, "cpu"), (ours, "mps")):
+        module(x.to(where)).square().sum().backward()
+    for name, parameter in stock.named_parameters():
+        torch.testing.assert_close(getattr(ours, name).grad.cpu(), parameter.grad, rtol=1e-5, atol=1e-5)
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+def empty(*shape, dtype=torch.float32, device="mps"):
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
+REJECTED = {
+    "weight_size": (
+        lambda: ((empty(2, 8), empty(4, 7)), {}),
+        ValueError,
+        "expected weight.size(1) == 8 to match x.size(-1), got 7",
+    ),
+    "weight_dim": (lambda: ((empty(2, 8), empty(8)), {}), ValueError, "expected weight.dim() == 2, got 1"),
+    "scalar": (lambda: ((empty(), empty(4, 8)), {}), ValueError, "expected x.dim() >= 1, got 0"),
+    "bias_size": (
+        lambda: ((empty(2, 8), empty(4, 8), empty(5)), {}),
+        ValueError,
+        "expected bias.size(0) == 4 to match weight.size(0), got 5",
+    ),
+    "residual_size": (
+        lambda: ((empty(2, 8), empty(4, 8)), {"residual": empty(3, 4)}),
+        ValueError,
+        "expected residual.size(-2) == 2 to match x.size(-2), got 3",
+    ),
+    "residual_columns": (
+        lambda: ((empty(2, 8), empty(4, 8)), {"residual": empty(2, 5)}),
+        ValueError,
+        "expected residual.size(-1) == 4 to match weight.size(0), got 5",
+    ),
+    "activation": (
+        lambda: ((empty(2, 8), empty(4, 8)), {"activation": "tanh"}),
+        ValueError,
+        "expected activation none, relu, gelu, gelu_tanh or silu, got tanh",
+    ),
+    "dtype": (
+        lambda: ((empty(2, 8, dtype=torch.int64), empty(4, 8)), {}),
+        TypeError,
+        "expected x of dtype float32, float16 or bfloat16, got int64",
+    ),
+    "complex": (
+        lambda: ((empty(2, 8, dtype=torch.complex64), empty(4, 8)), {}),
+        TypeError,
+        "expected x of dtype float32, float16 or bfloat16, got complex64",
+    ),
+    "bias_dtype": (
+        lambda: ((empty(2, 8), empty(4, 8), empty(4, dtype=torch.float16)), {}),
+        TypeError,
+        "expected bias of dtype float32 to match x, got float16",
+    ),
+    "weight_on_cpu": (
+        lambda: ((empty(2, 8), empty(4, 8, device="cpu")), {}),
+        ValueError,
+        'expected weight on device mps, got cpu; move it with weight.to("mps")',
+    ),
+    "none": (lambda: ((empty(2, 8), None), {}), TypeError, "expected weight to be a tensor, got None"),
+}
+
+
+@pytest.mark.parametrize("case", REJECTED)
+def test_linear_rejects(case):
+    make, error, text = REJECTED[case]
+    args, kwargs = make()
+    assert_rejected("linear", args, kwargs, error, f"mpsk::linear: {text}")
+
+
+def test_gated_linear_rejects():
+    x, w = empty(2, 8), empty(4, 8)
+    text = "mpsk::gated_linear: expected w_up.size(0) == 4 to match w_gate.size(0), got 5"
+    assert_rejected("gated_linear", (x, w, empty(5, 8)), {}, ValueError, text)
+    text = "mpsk::gated_linear: expected w_gate of dtype float32 to match x, got float16"
+    assert_rejected("gated_linear", (x, w.half(), w), {}, TypeError, text)
+    text = "mpsk::gated_linear: expected activation none, relu, gelu, gelu_tanh or silu, got swish"
+    assert_rejected("gated_linear", (x, w, w), {"activation": "swish"}, ValueError, text)
