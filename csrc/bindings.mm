@@ -21,6 +21,26 @@ namespace mpsk {
 // The checks of all ops, for their fakes; each is defined beside its op.
 void check_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool is_causal,
                      std::optional<double> scale);
+void check_cross_entropy(std::string_view op, const at::Tensor& logits, const at::Tensor& targets, int64_t ignore_index,
+                         double label_smoothing, double z_loss, std::optional<double> soft_cap,
+                         std::string_view reduction);
+void check_cross_entropy_backward(const at::Tensor& grad, const at::Tensor& logits, const at::Tensor& targets,
+                                  const at::Tensor& lse, const at::Tensor& scale, int64_t ignore_index,
+                                  double label_smoothing, double z_loss, std::optional<double> soft_cap,
+                                  std::string_view reduction);
+void check_linear_cross_entropy(std::string_view op, const at::Tensor& hidden, const at::Tensor& weight,
+                                const at::Tensor& targets, int64_t ignore_index, double label_smoothing, double z_loss,
+                                std::optional<double> soft_cap, std::string_view reduction,
+                                std::optional<int64_t> chunk);
+void check_linear_cross_entropy_backward(const at::Tensor& grad, const at::Tensor& hidden, const at::Tensor& weight,
+                                         const at::Tensor& targets, const at::Tensor& lse, const at::Tensor& scale,
+                                         int64_t ignore_index, double label_smoothing, double z_loss,
+                                         std::optional<double> soft_cap, std::string_view reduction,
+                                         std::optional<int64_t> chunk);
+void check_gated(std::string_view op, const at::Tensor& gate, const std::optional<at::Tensor>& up,
+                 std::string_view approximate);
+void check_gated_backward(std::string_view op, const at::Tensor& grad, const at::Tensor& gate,
+                          const std::optional<at::Tensor>& up, std::string_view approximate);
 std::vector<c10::SymInt> check_matmul(const at::Tensor& a, const at::Tensor& b);
 void check_linear(const std::string& op, const at::Tensor& x, const at::Tensor& weight,
                   const std::optional<at::Tensor>& bias, std::string_view activation,
@@ -70,6 +90,14 @@ void check_group_norm(const at::Tensor& x, int64_t num_groups, const std::option
 void check_group_norm_backward(const at::Tensor& grad, const at::Tensor& x, int64_t num_groups,
                                const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias,
                                double eps);
+void check_rope(const at::Tensor& q, const std::optional<at::Tensor>& k, const std::optional<at::Tensor>& cos,
+                const std::optional<at::Tensor>& sin, const std::optional<at::Tensor>& positions,
+                const c10::SymInt& offset, double base, std::optional<int64_t> dims, bool interleaved,
+                const std::vector<int64_t>& sections);
+void check_softmax(std::string_view op, const at::Tensor& x, const std::optional<at::Tensor>& mask, double scale,
+                   bool is_causal, std::optional<double> soft_cap);
+void check_softmax_backward(std::string_view op, const at::Tensor& grad, const at::Tensor& out,
+                            const std::optional<at::Tensor>& x, double scale, std::optional<double> soft_cap);
 
 }  // namespace mpsk
 
@@ -78,22 +106,35 @@ namespace {
 // What the dispatcher does, pybind does not: None passes for a tensor, an undefined one, which a check refuses.
 template <class T>
 struct from_python {
-  using type = T;
+  using type = const T&;
   static const T& get(const T& value) { return value; }
 };
 template <>
+struct from_python<const c10::SymInt&> {
+  using type = c10::SymInt;  // the dispatcher knows it by value alone
+  static const c10::SymInt& get(const type& value) { return value; }
+};
+template <>
+struct from_python<c10::SymInt> : from_python<const c10::SymInt&> {};
+template <>
 struct from_python<const at::Tensor&> {
-  using type = std::optional<at::Tensor>;
-  static at::Tensor get(const type& value) { return value.value_or(at::Tensor()); }
+  using type = const std::optional<at::Tensor>&;
+  static at::Tensor get(type value) { return value.value_or(at::Tensor()); }
 };
 template <class Result, class... Args>
 auto takes_none(Result (*check)(Args...)) {
-  return [check](const typename from_python<Args>::type&... args) { return check(from_python<Args>::get(args)...); };
+  return [check](typename from_python<Args>::type... args) { return check(from_python<Args>::get(args)...); };
 }
 
 template <class Def>
 void define_checks(const Def& def) {
   def("check_attention", takes_none(mpsk::check_attention));
+  def("check_cross_entropy", takes_none(mpsk::check_cross_entropy));
+  def("check_cross_entropy_backward", takes_none(mpsk::check_cross_entropy_backward));
+  def("check_linear_cross_entropy", takes_none(mpsk::check_linear_cross_entropy));
+  def("check_linear_cross_entropy_backward", takes_none(mpsk::check_linear_cross_entropy_backward));
+  def("check_gated", takes_none(mpsk::check_gated));
+  def("check_gated_backward", takes_none(mpsk::check_gated_backward));
   def("check_add_matmuls", takes_none(mpsk::check_add_matmuls));
   def("check_gated_linear", takes_none(mpsk::check_gated_linear));
   def("check_gated_linear_backward", takes_none(mpsk::check_gated_linear_backward));
@@ -117,6 +158,9 @@ void define_checks(const Def& def) {
   def("check_gated_rms_norm_backward", takes_none(mpsk::check_gated_rms_norm_backward));
   def("check_modulated_norm", takes_none(mpsk::check_modulated_norm));
   def("check_modulated_norm_backward", takes_none(mpsk::check_modulated_norm_backward));
+  def("check_rope", takes_none(mpsk::check_rope));
+  def("check_softmax", takes_none(mpsk::check_softmax));
+  def("check_softmax_backward", takes_none(mpsk::check_softmax_backward));
 }
 
 }  // namespace

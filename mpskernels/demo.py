@@ -27,11 +27,21 @@ LOGITS_BOUND = {"fp32": 4.0, "bf16": 1.5}
 # hundreds of products, bf16 accumulates in fp32 and rounds the result and, in attention, the weights.
 OP_BOUND = {"fp32": 64.0, "bf16": 1.0}
 # Calls of each op in one pass of the model.
-EXPECTED = {"attention": LAYERS, "linear": 7 * LAYERS + 1, "rms_norm": 2 * LAYERS + 1}
+EXPECTED = {"attention": LAYERS, "linear": 7 * LAYERS + 1, "rms_norm": 2 * LAYERS + 1, "rope": LAYERS, "swiglu": LAYERS}
 # Stock torch for the same jobs; none of these may touch the device.
 STOCK = ("mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "softmax", "scaled_dot_product", "rms_norm", "layer_norm")
 
+
+def rotated(*heads_and_table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    *heads, cos, sin = heads_and_table
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    halves = [x.chunk(2, -1) for x in heads]
+    return tuple(torch.cat([a, b], -1) * cos + torch.cat([-b, a], -1) * sin for a, b in halves)
+
+
 REFERENCE = {
+    "rope": rotated,
+    "swiglu": lambda gate, up: F.silu(gate) * up,
     "rms_norm": lambda x, weight, eps: F.rms_norm(x, x.shape[-1:], weight, eps),
     "linear": lambda x, weight, bias=None, **kwargs: F.linear(x, weight, bias),
     "attention": lambda q, k, v, *, is_causal=False, scale=None: F.scaled_dot_product_attention(
@@ -40,8 +50,10 @@ REFERENCE = {
 }
 
 
-def error(ours: torch.Tensor, reference: torch.Tensor) -> float:
-    """The largest difference, relative to the largest value. NaN counts as infinite."""
+def error(ours: torch.Tensor | tuple, reference: torch.Tensor | tuple) -> float:
+    """The largest difference, relative to the largest value; of several results the worst. NaN counts as infinite."""
+    if isinstance(ours, tuple):
+        return max(map(error, ours, reference))
     worst = ((ours.detach().cpu().double() - reference).abs().max() / reference.abs().max()).item()
     return worst if worst == worst else float("inf")
 

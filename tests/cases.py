@@ -129,6 +129,12 @@ def norm_samples() -> dict:
     }
 
 
+def gated_sample(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    return random(5, 12, dtype=dtype), random(5, 12, dtype=dtype, seed=1)
+
+
+TARGETS = torch.tensor([3, 0, 23, -100, 7])
+
 # A sample call of every op: op -> dtype -> (args, kwargs), on the CPU.
 SAMPLES = {
     "rms_norm": lambda dtype: ((random(3, 40, dtype=dtype), random(40, dtype=dtype, seed=1), 1e-6), {}),
@@ -192,6 +198,58 @@ SAMPLES = {
         {"is_causal": True},
     ),
     **norm_samples(),
+    "rope": lambda dtype: (
+        (
+            random(2, 4, 3, 16, dtype=dtype),
+            random(2, 2, 3, 16, dtype=dtype, seed=1),
+            random(40, 8),
+            random(40, 8, seed=1),
+            torch.tensor([[1, 5, 39], [0, 2, 2]]),
+        ),
+        {"dims": 16, "offset": 0},
+    ),
+    "softmax": lambda dtype: (
+        (random(2, 3, 5, 24, dtype=dtype), random(5, 24, seed=1) > -1),
+        {"is_causal": True, "scale": 0.5},
+    ),
+    "log_softmax": lambda dtype: ((random(3, 24, dtype=dtype), random(24, seed=1)), {"soft_cap": 2.0}),
+    "softmax_backward": lambda dtype: (
+        tuple(random(3, 24, dtype=dtype, seed=seed) for seed in range(3)),
+        {"soft_cap": 2.0},
+    ),
+    "log_softmax_backward": lambda dtype: ((random(3, 24, dtype=dtype), random(3, 24, dtype=dtype), None), {}),
+    "cross_entropy": lambda dtype: (
+        (random(5, 24, dtype=dtype), TARGETS),
+        {"label_smoothing": 0.1, "z_loss": 1e-3},
+    ),
+    "cross_entropy_backward": lambda dtype: (
+        (random(5), random(5, 24, dtype=dtype, seed=1), TARGETS, random(5, seed=2) + 4, torch.empty(0)),
+        {"reduction": "none"},
+    ),
+    "linear_cross_entropy": lambda dtype: (
+        (random(5, 16, dtype=dtype), random(24, 16, dtype=dtype, seed=1), TARGETS),
+        {"chunk": 2, "soft_cap": 3.0},
+    ),
+    "linear_cross_entropy_backward": lambda dtype: (
+        (
+            random(5, seed=3),
+            random(5, 16, dtype=dtype),
+            random(24, 16, dtype=dtype, seed=1),
+            TARGETS,
+            random(5, seed=2) + 8,
+            torch.empty(0),
+        ),
+        {"chunk": 2, "reduction": "none"},
+    ),
+    "swiglu": lambda dtype: (gated_sample(dtype), {}),
+    "geglu": lambda dtype: (gated_sample(dtype), {"approximate": "tanh"}),
+    "reglu": lambda dtype: ((random(5, 24, dtype=dtype),), {}),
+    "swiglu_backward": lambda dtype: ((random(5, 12, dtype=dtype, seed=2), *gated_sample(dtype)), {}),
+    "geglu_backward": lambda dtype: (
+        (random(5, 12, dtype=dtype, seed=2), *gated_sample(dtype)),
+        {"approximate": "none"},
+    ),
+    "reglu_backward": lambda dtype: ((random(5, 12, dtype=dtype), random(5, 24, dtype=dtype, seed=1), None), {}),
 }
 ops = pytest.mark.parametrize("op", SAMPLES)
 

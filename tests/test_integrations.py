@@ -46,7 +46,7 @@ def test_llama_matches_the_cpu_and_every_layer_is_ours(llama, ours, ids):
     _C.reset_launches()
     logits = ours(ids.to("mps")).logits
     launches = {op: sum(kernels.values()) for op, kernels in _C.launches().items()}
-    assert launches == {"attention": 1, "linear": 8, "rms_norm": 3}
+    assert launches == {"attention": 1, "linear": 8, "rms_norm": 3, "rope": 1, "swiglu": 1}
     torch.testing.assert_close(logits.cpu(), llama(ids).logits, atol=1e-5, rtol=1e-5)
 
 
@@ -134,6 +134,22 @@ def test_norm_modules_train(norm):
     norm.to("mps")(x.to("mps")).square().sum().backward()
     for mine, other in zip(norm.parameters(), stock.parameters(), strict=True):
         torch.testing.assert_close(mine.grad.cpu(), other.grad, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("module", "activation"),
+    [
+        (nn.SwiGLU(), torch.nn.functional.silu),
+        (nn.GeGLU(), torch.nn.functional.gelu),
+        (nn.GeGLU("tanh"), lambda x: torch.nn.functional.gelu(x, approximate="tanh")),
+        (nn.ReGLU(), torch.relu),
+    ],
+)
+def test_gated_modules_match_torch(module, activation):
+    gate, up = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
+    expected = activation(gate) * up
+    for out in (module(gate.to("mps"), up.to("mps")), module(torch.cat([gate, up], -1).to("mps"))):
+        torch.testing.assert_close(out.cpu(), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_demo_passes(capsys):

@@ -1,13 +1,17 @@
 """Hugging Face transformers models on our kernels: `use_mpskernels(model)`."""
 
+import types
+
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
+from transformers.models.llama import modeling_llama
 
 import mpskernels
 from mpskernels import nn
 
 ATTENTION = "mpskernels"
+ROPE = "apply_rotary_pos_emb"
 
 
 def attention_forward(
@@ -62,8 +66,54 @@ def _norm(module: torch.nn.Module) -> torch.nn.Module | None:
     return new
 
 
+def _rope(
+    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, unsqueeze_dim: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """transformers' apply_rotary_pos_emb, of heads before positions."""
+    if unsqueeze_dim != 1:
+        raise NotImplementedError(f"mpskernels rope: expected unsqueeze_dim 1, got {unsqueeze_dim}")
+    return mpskernels.rope(q, k, cos, sin)
+
+
+def _rotates_as_llama(module: torch.nn.Module) -> bool:
+    """Whether its forward calls, by this name, the function that Llama's attention does."""
+    forward = type(module).forward
+    called = getattr(forward, "__globals__", {}).get(ROPE)
+    return (
+        ROPE in getattr(getattr(forward, "__code__", None), "co_names", ())
+        and getattr(called, "__code__", None) is not None
+        and called.__code__.co_code == modeling_llama.apply_rotary_pos_emb.__code__.co_code
+        and called.__code__.co_names == modeling_llama.apply_rotary_pos_emb.__code__.co_names
+    )
+
+
+def _put_on_rope(module: torch.nn.Module) -> None:
+    """The forward of this module alone, with our function under that name."""
+    old = type(module).forward
+    new = types.FunctionType(
+        old.__code__, {**old.__globals__, ROPE: _rope}, old.__name__, old.__defaults__, old.__closure__
+    )
+    new.__kwdefaults__ = old.__kwdefaults__
+    module.forward = types.MethodType(new, module)
+
+
+GATES = {"SiLUActivation": nn.SwiGLU, "GELUTanh": lambda: nn.GeGLU("tanh"), "GELUActivation": nn.GeGLU}
+
+
+def _is_gated_mlp(module: torch.nn.Module) -> bool:
+    """down_proj(act_fn(gate_proj(x)) * up_proj(x)), as in Llama, with an activation that we have."""
+    children = dict(module.named_children())
+    return (
+        type(module).__name__.endswith("MLP")
+        and children.keys() == {"gate_proj", "up_proj", "down_proj", "act_fn"}
+        and type(children["act_fn"]).__name__ in GATES
+    )
+
+
 def use_mpskernels(model: PreTrainedModel) -> PreTrainedModel:
-    """Puts the model's norms, linear layers and attention on our kernels, in place, and returns it.
+    """Puts the model's norms, linear layers, gated MLPs, rotary embeddings and attention on our kernels, in place.
+
+    Returns the model.
 
     Parameters stay the same objects under the same names. A kind of norm that we have no kernel for is refused with
     NotImplementedError, before anything has changed. Call the model under `torch.no_grad()`.
@@ -73,6 +123,9 @@ def use_mpskernels(model: PreTrainedModel) -> PreTrainedModel:
         if type(module) is torch.nn.Linear:
             new = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
             new.weight, new.bias = module.weight, module.bias
+        elif _is_gated_mlp(module):
+            gate = GATES[type(module.act_fn).__name__]()
+            new = nn.GatedMLP(module.gate_proj, module.up_proj, module.down_proj, gate)
         elif "Norm" in type(module).__name__:
             new = _norm(module)
             if new is None:
@@ -86,4 +139,7 @@ def use_mpskernels(model: PreTrainedModel) -> PreTrainedModel:
     model.set_attn_implementation(ATTENTION)
     for name, new in replacements.items():
         model.set_submodule(name, new)
+    for module in model.modules():
+        if _rotates_as_llama(module):
+            _put_on_rope(module)
     return model

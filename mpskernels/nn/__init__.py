@@ -6,6 +6,9 @@ The gradients are those of the ops beneath.
 import torch
 
 import mpskernels
+from mpskernels.nn.activation import GatedMLP, GeGLU, ReGLU, SwiGLU
+
+__all__ = ["GatedMLP", "GeGLU", "Linear", "RMSNorm", "ReGLU", "SwiGLU"]
 
 from .norm import GroupNorm, LayerNorm, RMSNorm
 

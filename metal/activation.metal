@@ -1,0 +1,207 @@
+// Gated linear units: out = activation(gate) * up, elementwise, in fp32, rounded once; and their gradients.
+// Language modeling with gated convolutional networks: Dauphin et al., 2017; GLU variants: Shazeer, 2020.
+
+#include <metal_stdlib>
+
+#include "activation_params.h"
+#include "activation_variants.h"
+#include "common/pack.h"
+
+using namespace metal;
+using namespace mpsk;
+
+constant bool silu [[function_constant(activation_constant_silu)]];
+constant bool gelu [[function_constant(activation_constant_gelu)]];
+constant bool gelu_tanh [[function_constant(activation_constant_gelu_tanh)]];
+constant bool packs [[function_constant(activation_constant_packs)]];
+
+// A value and its slope. Only what is used of them is computed.
+struct curve {
+  float value;
+  float slope;
+};
+
+// 1 / (1 + exp(-x)) and its complement to 1, neither by a difference of near numbers nor through infinity.
+struct sigmoid {
+  float of;
+  float rest;
+  explicit sigmoid(float x) {
+    const float t = precise::exp(-abs(x));
+    const float large = 1.0f / (1.0f + t), small = t * large;
+    of = x < 0.0f ? small : large;
+    rest = x < 0.0f ? large : small;
+  }
+};
+
+inline curve silu_curve(float x) {
+  const sigmoid s(x);
+  return {x * s.of, s.of + s.of * (x * s.rest)};
+}
+
+// 0.5 (1 + tanh(u)) is the sigmoid of 2u, u = sqrt(2 / pi) (x + 0.044715 x^3). Where |x| > 16 it is 0 or 1.
+inline curve gelu_tanh_curve(float x) {
+  const float near = min(max(x, -16.0f), 16.0f);
+  const float square = near * near;
+  const sigmoid s(1.5957691216057308f * (near + 0.044715f * near * square));
+  return {x * s.of, s.of + x * (s.of * s.rest * (1.5957691216057308f * (1.0f + 0.134145f * square)))};
+}
+
+// The normal distribution, P(X < x) = erfc(-x / sqrt(2)) / 2, by a polynomial for erfc(z) exp(z^2) / t in
+// t = 1 / (1 + z / 2), whose relative error is below 2e-8 for 0 <= z <= 10 (fitted for this file, by Lawson's
+// iteration); beyond, it is 0 in fp32. x^2 is split in two, as one rounding would be an error of x^2 / 2 in its last
+// bit.
+inline curve gelu_curve(float x) {
+  const float z = min(abs(x), 14.0f);
+  const float high = as_type<float>(as_type<uint>(z) & 0xfffff000u);
+  const float rest = -0.5f * (z - high) * (z + high);
+  const float correction = 1.0f + rest * (1.0f + rest * (0.5f + rest * (0.16666667f + rest * 0.041666667f)));
+  const float bell = precise::exp(-0.5f * high * high) * correction;  // exp(-x^2 / 2)
+  const float t = 1.0f / (1.0f + 0.35355339f * z);
+  float poly = 0.012283876f;
+  poly = poly * t - 0.12325469f;
+  poly = poly * t + 0.42892838f;
+  poly = poly * t - 0.67002242f;
+  poly = poly * t + 0.42127424f;
+  poly = poly * t - 0.09831762f;
+  poly = poly * t + 0.22554184f;
+  poly = poly * t + 0.23864484f;
+  poly = poly * t + 0.28285703f;
+  poly = poly * t + 0.28206450f;
+  const float tail = 0.5f * bell * t * poly;  // P(X > |x|)
+  const float below = x < 0.0f ? tail : 1.0f - tail;
+  return {x * below, below + x * (0.3989422804f * bell)};
+}
+
+// Told by its bits, which fast math leaves alone: a NaN stays one.
+inline curve relu_curve(float x) {
+  const uint bits = as_type<uint>(x);
+  const bool nan = (bits << 1) > 0xff000000u, positive = bits << 1 != 0 && bits >> 31 == 0;
+  return {positive || nan ? x : 0.0f, nan ? x : positive ? 1.0f : 0.0f};
+}
+
+inline curve activate(float x) {
+  return silu ? silu_curve(x) : gelu ? gelu_curve(x) : gelu_tanh ? gelu_tanh_curve(x) : relu_curve(x);
+}
+
+// Where an element of out lies in the first `operands` operands.
+template <uint operands>
+struct gated_place {
+  long at[operands];
+};
+
+template <uint operands, typename Index>
+inline gated_place<operands> locate(Index index, constant gated_params& p) {
+  gated_place<operands> place;
+  for (uint o = 0; o < operands; ++o) {
+    place.at[o] = p.offsets[o];
+  }
+  for (uint d = 0; d + 1 < p.dims; ++d) {
+    const Index size = d == 0 ? Index(p.columns) : Index(p.sizes[d]);
+    const Index i = index % size;
+    for (uint o = 0; o < operands; ++o) {
+      place.at[o] += long(i) * p.strides[o][d];
+    }
+    index /= size;
+  }
+  for (uint o = 0; o < operands; ++o) {
+    place.at[o] += long(index) * p.strides[o][p.dims - 1];
+  }
+  return place;
+}
+
+// Divides in 32 bits where they hold every index.
+template <uint operands>
+inline gated_place<operands> locate(ulong index, constant gated_params& p) {
+  return p.count >> 32 == 0 ? locate<operands, uint>(uint(index), p) : locate<operands, ulong>(index, p);
+}
+
+// The first element of a threadgroup, each of whose threads takes 16 bytes of elements: with `packs` adjacent ones,
+// without so that neighbouring threads take neighbouring elements.
+template <typename T>
+inline ulong first_element(uint2 group) {
+  return (ulong(group.y) * activation_grid_width + group.x) * (activation_threads * pack_size<T>());
+}
+
+// gated_forward: out = activation(gate) * up.
+//
+// Grid: x and y together number the threadgroups, of activation_threads threads, 16 bytes of out each.
+// Threadgroup bytes: 0.
+// Necessary: gate and up read once, out written once. The kernel adds none.
+template <typename T>
+[[kernel, max_total_threads_per_threadgroup(activation_threads)]] void gated_forward(
+    const device T* gate [[buffer(activation_buffer_gate)]], const device T* up [[buffer(activation_buffer_up)]],
+    device T* out [[buffer(activation_buffer_out)]], constant gated_params& p [[buffer(activation_buffer_params)]],
+    uint2 group [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]]) {
+  constexpr uint size = pack_size<T>();
+  const ulong first = first_element<T>(group);
+  const ulong start = packs ? first + thread_index * size : first + thread_index;
+  if (packs && start + size <= p.count) {
+    const gated_place<3> place = locate<3>(start, p);
+    const pack<T> g = load_pack(gate + place.at[activation_buffer_gate]);
+    const pack<T> u = load_pack(up + place.at[activation_buffer_up]);
+    pack<T> result;
+    for (uint i = 0; i < size; ++i) {
+      result.values[i] = activate(g.values[i]).value * u.values[i];
+    }
+    store_pack(out + place.at[activation_buffer_out], result);
+    return;
+  }
+  const uint step = packs ? 1 : activation_threads;
+  for (uint i = 0; i < size && start + i * step < p.count; ++i) {
+    const gated_place<3> place = locate<3>(start + i * step, p);
+    const float value = activate(float(gate[place.at[activation_buffer_gate]])).value;
+    out[place.at[activation_buffer_out]] = T(value * float(up[place.at[activation_buffer_up]]));
+  }
+}
+
+// gated_backward: gate_gradient = gradient * up * activation'(gate), up_gradient = gradient * activation(gate).
+//
+// Grid and threadgroup: as above. Chosen for: the backward pass.
+// Necessary: gate, up and the gradient of out read once, both gradients written once. The kernel adds none: the
+// activation is computed again, not stored.
+template <typename T>
+[[kernel, max_total_threads_per_threadgroup(activation_threads)]] void gated_backward(
+    const device T* gate [[buffer(activation_buffer_gate)]], const device T* up [[buffer(activation_buffer_up)]],
+    const device T* gradient [[buffer(activation_buffer_out)]],
+    device T* gate_gradient [[buffer(activation_buffer_gate_gradient)]],
+    device T* up_gradient [[buffer(activation_buffer_up_gradient)]],
+    constant gated_params& p [[buffer(activation_buffer_params)]], uint2 group [[threadgroup_position_in_grid]],
+    uint thread_index [[thread_index_in_threadgroup]]) {
+  constexpr uint size = pack_size<T>();
+  const ulong first = first_element<T>(group);
+  const ulong start = packs ? first + thread_index * size : first + thread_index;
+  if (packs && start + size <= p.count) {
+    const gated_place<gated_operands> place = locate<gated_operands>(start, p);
+    const pack<T> g = load_pack(gate + place.at[activation_buffer_gate]);
+    const pack<T> u = load_pack(up + place.at[activation_buffer_up]);
+    const pack<T> d = load_pack(gradient + place.at[activation_buffer_out]);
+    pack<T> of_gate, of_up;
+    for (uint i = 0; i < size; ++i) {
+      const curve c = activate(g.values[i]);
+      of_gate.values[i] = d.values[i] * u.values[i] * c.slope;
+      of_up.values[i] = d.values[i] * c.value;
+    }
+    store_pack(gate_gradient + place.at[activation_buffer_gate_gradient], of_gate);
+    store_pack(up_gradient + place.at[activation_buffer_up_gradient], of_up);
+    return;
+  }
+  const uint step = packs ? 1 : activation_threads;
+  for (uint i = 0; i < size && start + i * step < p.count; ++i) {
+    const gated_place<gated_operands> place = locate<gated_operands>(start + i * step, p);
+    const curve c = activate(float(gate[place.at[activation_buffer_gate]]));
+    const float d = float(gradient[place.at[activation_buffer_out]]);
+    const float u = float(up[place.at[activation_buffer_up]]);
+    gate_gradient[place.at[activation_buffer_gate_gradient]] = T(d * u * c.slope);
+    up_gradient[place.at[activation_buffer_up_gradient]] = T(d * c.value);
+  }
+}
+
+#define INSTANTIATE_FORWARD(dtype, T)                        \
+  template [[host_name("gated_forward_" #dtype)]] [[kernel]] \
+  decltype(gated_forward<T>) gated_forward<T>;
+GATED_FORWARD_VARIANTS(INSTANTIATE_FORWARD)
+
+#define INSTANTIATE_BACKWARD(dtype, T)                        \
+  template [[host_name("gated_backward_" #dtype)]] [[kernel]] \
+  decltype(gated_backward<T>) gated_backward<T>;
+GATED_BACKWARD_VARIANTS(INSTANTIATE_BACKWARD)
