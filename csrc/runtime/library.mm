@@ -93,7 +93,7 @@ bool may_hold(const Library& library, std::string_view name) {
     at = source.find('"', at) + 1;
     if (name.starts_with(source.substr(at, source.find('"', at) - at))) return true;
   }
-  return false;
+  return source.find("kernel void " + std::string(name) + '(') != source.npos;  // not a template
 }
 
 std::shared_ptr<const Pipeline> create(State& s, const std::string& name, const std::string& label,
