@@ -43,7 +43,7 @@ def seconds_in(mode: Callable[[], object], call: Callable[[], object]) -> float:
 
 
 def kernels(op: str) -> str:
-    return ", ".join(_C.launches()[op])
+    return ", ".join(label.partition("?")[0] for label in _C.launches()[op])
 
 
 class Table:

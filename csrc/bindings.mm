@@ -55,10 +55,9 @@ void check_grouped_matmul(const at::Tensor& x, const at::Tensor& w, const at::Te
                           const std::optional<at::Tensor>& indices);
 void check_grouped_matmul_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& offsets,
                                    const std::optional<at::Tensor>& indices);
-void check_grouped_matmul_scatter(const at::Tensor& rows, const at::Tensor& indices, c10::SymInt count);
+void check_grouped_matmul_scatter(const at::Tensor& rows, const at::Tensor& indices);
 void check_add_matmuls(const at::Tensor& a, const at::Tensor& b, const at::Tensor& second_a,
                        const at::Tensor& second_b);
-void check_rms_norm(const at::Tensor& x, const std::optional<at::Tensor>& weight, double eps);
 void check_rope(const at::Tensor& q, const std::optional<at::Tensor>& k, const std::optional<at::Tensor>& cos,
                 const std::optional<at::Tensor>& sin, const std::optional<at::Tensor>& positions,
                 const c10::SymInt& offset, double base, std::optional<int64_t> dims, bool interleaved,
@@ -67,6 +66,38 @@ void check_softmax(std::string_view op, const at::Tensor& x, const std::optional
                    bool is_causal, std::optional<double> soft_cap);
 void check_softmax_backward(std::string_view op, const at::Tensor& grad, const at::Tensor& out,
                             const std::optional<at::Tensor>& x, double scale, std::optional<double> soft_cap);
+void check_rms_norm(const at::Tensor& x, const std::optional<at::Tensor>& weight, double eps, double offset);
+void check_rms_norm_backward(const at::Tensor& grad, const at::Tensor& x, const std::optional<at::Tensor>& weight,
+                             double eps, double offset);
+void check_layer_norm(const at::Tensor& x, const std::optional<at::Tensor>& weight,
+                      const std::optional<at::Tensor>& bias, double eps);
+void check_layer_norm_backward(const at::Tensor& grad, const at::Tensor& x, const std::optional<at::Tensor>& weight,
+                               const std::optional<at::Tensor>& bias, double eps);
+void check_add_rms_norm(const at::Tensor& x, const at::Tensor& residual, const std::optional<at::Tensor>& weight,
+                        double eps, double offset);
+void check_add_rms_norm_backward(const at::Tensor& grad, const std::optional<at::Tensor>& grad_residual,
+                                 const at::Tensor& residual_out, const std::optional<at::Tensor>& weight, double eps,
+                                 double offset);
+void check_add_layer_norm(const at::Tensor& x, const at::Tensor& residual, const std::optional<at::Tensor>& weight,
+                          const std::optional<at::Tensor>& bias, double eps);
+void check_add_layer_norm_backward(const at::Tensor& grad, const std::optional<at::Tensor>& grad_residual,
+                                   const at::Tensor& residual_out, const std::optional<at::Tensor>& weight,
+                                   const std::optional<at::Tensor>& bias, double eps);
+void check_gated_rms_norm(const at::Tensor& x, const at::Tensor& gate, const std::optional<at::Tensor>& weight,
+                          double eps, bool norm_before_gate);
+void check_gated_rms_norm_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& gate,
+                                   const std::optional<at::Tensor>& weight, double eps, bool norm_before_gate);
+void check_modulated_norm(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& shift,
+                          const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias, double eps,
+                          bool rms);
+void check_modulated_norm_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& scale,
+                                   const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias,
+                                   double eps, bool rms);
+void check_group_norm(const at::Tensor& x, int64_t num_groups, const std::optional<at::Tensor>& weight,
+                      const std::optional<at::Tensor>& bias, double eps);
+void check_group_norm_backward(const at::Tensor& grad, const at::Tensor& x, int64_t num_groups,
+                               const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias,
+                               double eps);
 
 }  // namespace mpsk
 
@@ -113,10 +144,23 @@ void define_checks(const Def& def) {
   def("check_linear", takes_none(mpsk::check_linear));
   def("check_linear_backward", takes_none(mpsk::check_linear_backward));
   def("check_matmul", takes_none(mpsk::check_matmul));
+  def("check_group_norm", takes_none(mpsk::check_group_norm));
+  def("check_group_norm_backward", takes_none(mpsk::check_group_norm_backward));
   def("check_rms_norm", takes_none(mpsk::check_rms_norm));
   def("check_rope", takes_none(mpsk::check_rope));
   def("check_softmax", takes_none(mpsk::check_softmax));
   def("check_softmax_backward", takes_none(mpsk::check_softmax_backward));
+  def("check_rms_norm_backward", takes_none(mpsk::check_rms_norm_backward));
+  def("check_layer_norm", takes_none(mpsk::check_layer_norm));
+  def("check_layer_norm_backward", takes_none(mpsk::check_layer_norm_backward));
+  def("check_add_rms_norm", takes_none(mpsk::check_add_rms_norm));
+  def("check_add_rms_norm_backward", takes_none(mpsk::check_add_rms_norm_backward));
+  def("check_add_layer_norm", takes_none(mpsk::check_add_layer_norm));
+  def("check_add_layer_norm_backward", takes_none(mpsk::check_add_layer_norm_backward));
+  def("check_gated_rms_norm", takes_none(mpsk::check_gated_rms_norm));
+  def("check_gated_rms_norm_backward", takes_none(mpsk::check_gated_rms_norm_backward));
+  def("check_modulated_norm", takes_none(mpsk::check_modulated_norm));
+  def("check_modulated_norm_backward", takes_none(mpsk::check_modulated_norm_backward));
 }
 
 }  // namespace

@@ -71,7 +71,7 @@ void check_grouped_matmul_backward(const at::Tensor& grad, const at::Tensor& x, 
              indices ? "to match indices.size(0)" : "to match x.size(0)");
 }
 
-void check_grouped_matmul_scatter(const at::Tensor& rows, const at::Tensor& indices, c10::SymInt count) {
+void check_grouped_matmul_scatter(const at::Tensor& rows, const at::Tensor& indices) {
   const char* op = "grouped_matmul_scatter";
   const Arg rows_arg{op, "rows", rows}, indices_arg{op, "indices", indices};
   check_device(rows_arg);
@@ -80,7 +80,6 @@ void check_grouped_matmul_scatter(const at::Tensor& rows, const at::Tensor& indi
   check_rows(rows_arg);
   check_int32_vector(indices_arg, rows_arg);
   check_size(indices_arg, 0, rows.sym_size(0), "to match rows.size(0)");
-  require_value(count.sym_ge(0), op, "expected count >= 0, got ", count);
 }
 
 namespace {
@@ -112,7 +111,8 @@ at::Tensor grouped_matmul_backward(const at::Tensor& grad, const at::Tensor& x, 
 
 at::Tensor grouped_matmul_scatter(const at::Tensor& rows_arg, const at::Tensor& indices_arg, int64_t count) {
   const char* op = "grouped_matmul_scatter";
-  check_grouped_matmul_scatter(rows_arg, indices_arg, count);
+  check_grouped_matmul_scatter(rows_arg, indices_arg);
+  require_value(count >= 0, op, "expected count >= 0, got ", count);
   const at::Tensor rows = rows_arg.contiguous(), indices = indices_arg.contiguous();
   at::Tensor out = at::empty({count, rows.size(1)}, rows.options());
   if (out.numel() == 0) return out;

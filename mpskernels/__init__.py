@@ -57,24 +57,38 @@ from mpskernels.ops.activation import geglu, reglu, swiglu  # noqa: E402
 from mpskernels.ops.attention import attention  # noqa: E402
 from mpskernels.ops.loss import cross_entropy, cross_entropy_and_gradient, linear_cross_entropy  # noqa: E402
 from mpskernels.ops.matmul import gated_linear, grouped_matmul, linear, matmul  # noqa: E402
-from mpskernels.ops.norm import rms_norm  # noqa: E402
+from mpskernels.ops.norm import (  # noqa: E402
+    add_layer_norm,
+    add_rms_norm,
+    gated_rms_norm,
+    group_norm,
+    layer_norm,
+    modulated_norm,
+    rms_norm,
+)
 from mpskernels.ops.rope import rope  # noqa: E402
 from mpskernels.ops.softmax import log_softmax, softmax  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
     "Info",
+    "add_layer_norm",
+    "add_rms_norm",
     "attention",
     "cross_entropy",
     "cross_entropy_and_gradient",
     "gated_linear",
+    "gated_rms_norm",
     "geglu",
+    "group_norm",
     "grouped_matmul",
     "info",
+    "layer_norm",
     "linear",
     "linear_cross_entropy",
     "log_softmax",
     "matmul",
+    "modulated_norm",
     "reglu",
     "rms_norm",
     "rope",

@@ -91,6 +91,51 @@ def gated_sample(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
 
 TARGETS = torch.tensor([3, 0, 23, -100, 7])
 
+
+def norm_samples() -> dict:
+    """The calls of the norms and of their backward ops, with what each op calls its tensors."""
+
+    def call(rows: int, parameters: int, *rest, **kwargs):
+        def make(dtype: torch.dtype):
+            tensors = [random(3, 40, dtype=dtype, seed=seed) for seed in range(rows)]
+            tensors += [random(40, dtype=dtype, seed=rows + seed) for seed in range(parameters)]
+            return (*tensors, *rest), kwargs
+
+        return make
+
+    wanted = (True, True)
+    return {
+        "layer_norm": call(1, 2, 1e-5),
+        "add_rms_norm": call(2, 1, 1e-6, offset=1.0),
+        "add_layer_norm": call(2, 2, 1e-5),
+        "gated_rms_norm": call(2, 1, 1e-6, norm_before_gate=False),
+        "modulated_norm": call(3, 2, 1e-6, rms=True),
+        "group_norm": lambda dtype: (
+            (random(2, 6, 3, 4, dtype=dtype), 3, random(6, dtype=dtype, seed=1), random(6, dtype=dtype, seed=2), 1e-5),
+            {"silu": True},
+        ),
+        "group_norm_backward": lambda dtype: (
+            (
+                random(2, 6, 3, 4, dtype=dtype, seed=3),
+                random(2, 6, 3, 4, dtype=dtype),
+                3,
+                random(6, dtype=dtype, seed=1),
+                random(6, dtype=dtype, seed=2),
+                1e-5,
+                True,
+                *wanted,
+            ),
+            {},
+        ),
+        "rms_norm_backward": call(2, 1, 1e-6, 1.0, *wanted),
+        "layer_norm_backward": call(2, 2, 1e-5, *wanted),
+        "add_rms_norm_backward": call(3, 1, 1e-6, 0.0, *wanted),
+        "add_layer_norm_backward": call(3, 2, 1e-5, *wanted),
+        "gated_rms_norm_backward": call(3, 1, 1e-6, True, *wanted),
+        "modulated_norm_backward": call(3, 2, 1e-6, False, *wanted),
+    }
+
+
 # A sample call of every op: op -> dtype -> (args, kwargs), on the CPU.
 SAMPLES = {
     "rms_norm": lambda dtype: ((random(3, 40, dtype=dtype), random(40, dtype=dtype, seed=1), 1e-6), {}),
@@ -205,6 +250,7 @@ SAMPLES = {
         {"approximate": "none"},
     ),
     "reglu_backward": lambda dtype: ((random(5, 12, dtype=dtype), random(5, 24, dtype=dtype, seed=1), None), {}),
+    **norm_samples(),
 }
 ops = pytest.mark.parametrize("op", SAMPLES)
 

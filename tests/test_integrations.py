@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM, OlmoConfig, OlmoForCausalLM
 
 import mpskernels
 from mpskernels import _C, demo, nn
@@ -70,9 +70,23 @@ def test_padding_is_refused(ours, ids):
         ours(ids.to("mps"), attention_mask=mask.to("mps"))
 
 
+@torch.no_grad()
+def test_gemma_matches_the_cpu(ids):
+    torch.manual_seed(0)
+    gemma = GemmaForCausalLM(config(GemmaConfig)).eval()
+    for name, parameter in gemma.named_parameters():
+        if "norm" in name:
+            parameter.normal_(std=0.5)
+    model = use_mpskernels(copy.deepcopy(gemma)).to("mps")
+    _C.reset_launches()
+    logits = model(ids.to("mps")).logits
+    assert sum(_C.launches()["rms_norm"].values()) == 3
+    torch.testing.assert_close(logits.cpu(), gemma(ids).logits, atol=1e-4, rtol=1e-4)
+
+
 def test_other_norms_are_refused_and_nothing_changes():
-    model = GemmaForCausalLM(config(GemmaConfig))
-    with pytest.raises(NotImplementedError, match=r"no kernel for model\.layers\.0\.input_layernorm, a GemmaRMSNorm"):
+    model = OlmoForCausalLM(config(OlmoConfig))
+    with pytest.raises(NotImplementedError, match=r"no kernel for model\.layers\.0\.input_layernorm, a OlmoLayerNorm"):
         use_mpskernels(model)
     assert not any(isinstance(module, nn.Linear | nn.RMSNorm) for module in model.modules())
 
@@ -82,6 +96,10 @@ def test_other_norms_are_refused_and_nothing_changes():
     [
         (nn.RMSNorm, torch.nn.RMSNorm, (48,), {}),
         (nn.RMSNorm, torch.nn.RMSNorm, (48,), {"eps": 1e-3, "elementwise_affine": False}),
+        (nn.LayerNorm, torch.nn.LayerNorm, (48,), {}),
+        (nn.LayerNorm, torch.nn.LayerNorm, (48,), {"eps": 1e-3, "bias": False}),
+        (nn.GroupNorm, torch.nn.GroupNorm, (4, 48), {}),
+        (nn.GroupNorm, torch.nn.GroupNorm, (4, 48), {"eps": 1e-3, "affine": False}),
         (nn.Linear, torch.nn.Linear, (48, 20), {}),
         (nn.Linear, torch.nn.Linear, (48, 20), {"bias": False}),
     ],
@@ -94,7 +112,7 @@ def test_modules_match_torch(ours, stock, arguments, kwargs):
         parameter.normal_()
     mine = ours(*arguments, **kwargs)
     mine.load_state_dict(theirs.state_dict())
-    for shape in [(48,), (5, 48), (2, 3, 48)]:
+    for shape in [(5, 48), (2, 48, 3)] if ours is nn.GroupNorm else [(48,), (5, 48), (2, 3, 48)]:
         x = torch.randn(shape)
         torch.testing.assert_close(mine.to("mps")(x.to("mps")).cpu(), theirs(x), atol=1e-5, rtol=1e-5)
 
@@ -115,9 +133,23 @@ def test_gated_modules_match_torch(module, activation):
         torch.testing.assert_close(out.cpu(), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_norm_over_two_dimensions_is_refused():
-    with pytest.raises(NotImplementedError, match=r"expected normalized_shape of one dimension, got \(4, 8\)"):
-        nn.RMSNorm((4, 8))
+@pytest.mark.parametrize("norm", [nn.RMSNorm, nn.LayerNorm])
+def test_norm_over_two_dimensions_is_refused(norm):
+    text = rf"mpskernels\.nn\.{norm.__name__}: expected normalized_shape of one dimension, got \(4, 8\)"
+    with pytest.raises(NotImplementedError, match=text):
+        norm((4, 8))
+
+
+@pytest.mark.parametrize("norm", [nn.RMSNorm(48), nn.LayerNorm(48), nn.GroupNorm(4, 48, silu=True)])
+def test_norm_modules_train(norm):
+    theirs = {nn.RMSNorm: torch.nn.RMSNorm, nn.LayerNorm: torch.nn.LayerNorm, nn.GroupNorm: torch.nn.GroupNorm}
+    stock = theirs[type(norm)](*((4, 48) if type(norm) is nn.GroupNorm else (48,)))
+    x = torch.randn(5, 48, generator=torch.Generator().manual_seed(0))
+    y = stock(x)
+    (torch.nn.functional.silu(y) if type(norm) is nn.GroupNorm else y).square().sum().backward()
+    norm.to("mps")(x.to("mps")).square().sum().backward()
+    for mine, other in zip(norm.parameters(), stock.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad.cpu(), other.grad, atol=1e-4, rtol=1e-4)
 
 
 def test_demo_passes(capsys):
@@ -135,6 +167,6 @@ def test_demo_notices_a_fallback(capsys, monkeypatch):
 
 def test_demo_notices_a_wrong_result(capsys, monkeypatch):
     right = mpskernels.rms_norm
-    monkeypatch.setattr(mpskernels, "rms_norm", lambda x, weight, eps: right(x, weight, eps + 0.01))
+    monkeypatch.setattr(mpskernels, "rms_norm", lambda x, weight, eps, **kw: right(x, weight, eps + 0.01, **kw))
     assert demo.run(None, 16) == 1
     assert "fp32 logits: error" in capsys.readouterr().err

@@ -5,11 +5,12 @@
 
 namespace mpsk {
 
-// The sum of `value` over `count` simdgroups in a row, of which the caller's is one and `first` the first; every thread
-// of them gets it. `partial` has a float for each simdgroup of the threadgroup and is used once. One barrier, which all
-// threads of the threadgroup must reach; none where count, equal for all, is 1.
-inline float simdgroups_sum(float value, uint first, uint count, uint lane, uint simdgroup,
-                            threadgroup float* partial) {
+// The sum of `value`, a float or a vector of floats, over `count` simdgroups in a row, of which the caller's is one and
+// `first` the first; every thread of them gets it. `partial` has a place for each simdgroup of the threadgroup. One
+// barrier, which all threads of the threadgroup must reach; none where count, equal for all, is 1. A second sum may use
+// the same `partial` only beyond another barrier: two in turn do for any number of sums.
+template <typename V>
+inline V simdgroups_sum(V value, uint first, uint count, uint lane, uint simdgroup, threadgroup V* partial) {
   value = metal::simd_sum(value);
   if (count == 1) {
     return value;
@@ -18,7 +19,7 @@ inline float simdgroups_sum(float value, uint first, uint count, uint lane, uint
     partial[simdgroup] = value;
   }
   metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);  // publishes partial
-  return metal::simd_sum(lane < count ? partial[first + lane] : 0.0f);
+  return metal::simd_sum(lane < count ? partial[first + lane] : V(0.0f));
 }
 
 }  // namespace mpsk

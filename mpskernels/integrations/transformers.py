@@ -50,9 +50,20 @@ AttentionInterface.register(ATTENTION, attention_forward)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
-def _is_rms_norm(module: torch.nn.Module) -> bool:
-    """Of the form x / rms(x) * weight. Others, such as Gemma's (1 + weight), name their epsilon differently."""
-    return type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon")
+def _norm(module: torch.nn.Module) -> torch.nn.Module | None:
+    """Our module in the place of a norm that we have a kernel for."""
+    kind = type(module).__name__
+    if type(module) is torch.nn.LayerNorm:
+        new = nn.LayerNorm(module.normalized_shape, module.eps, module.elementwise_affine, device="meta")
+        new.bias = module.bias
+    elif kind in ("GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm"):  # x / rms(x) * (1 + weight)
+        new = nn.RMSNorm(module.weight.size(0), eps=module.eps, offset=1.0, device="meta")
+    elif kind.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):  # x / rms(x) * weight
+        new = nn.RMSNorm(module.weight.size(0), eps=module.variance_epsilon, device="meta")
+    else:
+        return None
+    new.weight = module.weight
+    return new
 
 
 def _rope(
@@ -112,16 +123,16 @@ def use_mpskernels(model: PreTrainedModel) -> PreTrainedModel:
         if type(module) is torch.nn.Linear:
             new = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
             new.weight, new.bias = module.weight, module.bias
-        elif _is_rms_norm(module):
-            new = nn.RMSNorm(module.weight.size(0), eps=module.variance_epsilon, device="meta")
-            new.weight = module.weight
         elif _is_gated_mlp(module):
             gate = GATES[type(module.act_fn).__name__]()
             new = nn.GatedMLP(module.gate_proj, module.up_proj, module.down_proj, gate)
         elif "Norm" in type(module).__name__:
-            raise NotImplementedError(
-                f"mpskernels has no kernel for {name}, a {type(module).__name__}; it has RMSNorm as in Llama"
-            )
+            new = _norm(module)
+            if new is None:
+                raise NotImplementedError(
+                    f"mpskernels has no kernel for {name}, a {type(module).__name__}; it has RMSNorm as in Llama and "
+                    "Gemma, and torch.nn.LayerNorm"
+                )
         else:
             continue
         replacements[name] = new.train(module.training)

@@ -315,7 +315,7 @@ def _(grad: torch.Tensor, x: torch.Tensor, offsets: torch.Tensor, indices: torch
 
 @torch.library.register_fake(add_op_namespace_prefix("grouped_matmul_scatter"))
 def _(rows: torch.Tensor, indices: torch.Tensor, count: int) -> torch.Tensor:
-    _C.check_grouped_matmul_scatter(rows, indices, count)
+    _C.check_grouped_matmul_scatter(rows, indices)
     return rows.new_empty([count, rows.shape[1]])
 
 

@@ -61,6 +61,13 @@ class Dispatch:
     simd_operations: int  # simd_sum, simd_shuffle, ..., once for each simdgroup
 
     @property
+    def name(self) -> str:
+        """The label without the constants that are 0, which may be many."""
+        kernel, _, constants = self.kernel.partition("?")
+        given = [constant for constant in constants.split(",") if constant and not constant.endswith("=0")]
+        return f"{kernel}?{','.join(given)}" if given else kernel
+
+    @property
     def groups(self) -> int:
         """Threadgroups, all together."""
         x, y, z = self.threadgroups
@@ -121,7 +128,7 @@ class Profile:
         rows = [["kernel", "times", *_COLUMNS]]
         for dispatch in sorted(kinds, key=times.get, reverse=True):
             cells = [column(dispatch, predicted[dispatch]) for column in _COLUMNS.values()]
-            rows.append([dispatch.kernel, str(kinds[dispatch]), *cells])
+            rows.append([dispatch.name, str(kinds[dispatch]), *cells])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         head = (
             f"{len(self.dispatches)} dispatches, {_time(sum(times.values()))} on {chip.name} with {chip.gpu_cores} "

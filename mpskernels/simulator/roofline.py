@@ -63,7 +63,7 @@ def draw(dispatches: Sequence[Dispatch], path: str | Path, chips: Sequence[Chip]
         for number, dispatch in enumerate(by_time, 1):
             x, y = intensity[dispatch], dispatch.flops / found[dispatch].seconds / 1e12
             binds = found[dispatch].binds
-            label = f"{number}  {dispatch.kernel}, {binds} binds" if number <= named else None
+            label = f"{number}  {dispatch.name}, {binds} binds" if number <= named else None
             axes.scatter([x], [y], color=COLOURS[binds], s=24, zorder=3, label=label)
             if label:
                 axes.annotate(str(number), (x, y), xytext=(3, -9), textcoords="offset points", fontsize=8)

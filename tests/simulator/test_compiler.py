@@ -10,7 +10,7 @@ import torch
 
 from mpskernels import simulator
 from mpskernels.simulator import compiler
-from mpskernels.simulator.compiler import CompileError
+from mpskernels.simulator.compiler import CompileError, clang
 
 PREFIX = "#include <metal_stdlib>\n#include <metal_simdgroup_matrix>\nusing namespace metal;\n"
 
@@ -606,3 +606,24 @@ def test_unknown_options_are_refused(option, tmp_path):
 def test_a_missing_source_is_named(tmp_path):
     with pytest.raises(CompileError, match=r"no such file: .*nowhere\.metal"):
         compiler.compile(tmp_path / "nowhere.metal", tmp_path / "x.metallib")
+
+
+def test_what_two_sources_include_is_each_ones_own(tmp_path):
+    """A function of a header reads the constants of the source that includes it, also after linking."""
+    (tmp_path / "scale.h").write_text("template <typename T> [[clang::noinline]] T scale(T x) { return x * factor; }\n")
+    objects = []
+    for name, factor in (("twice", 2), ("thrice", 3)):
+        source = tmp_path / f"{name}.metal"
+        source.write_text(
+            "#include <metal_stdlib>\nusing namespace metal;\n"
+            f'constant float factor = {factor};\n#include "scale.h"\n'
+            f"kernel void {name}(device float* x, uint i [[thread_position_in_grid]]) {{ x[i] = scale(x[i]); }}\n"
+        )
+        objects.append(tmp_path / f"{name}.o")
+        clang.compile_object(source, objects[-1], includes=[tmp_path])
+    clang.link(objects, tmp_path / "both.metallib")
+    library = simulator.load_metallib(tmp_path / "both.metallib")
+    x = torch.ones(4, device="mps")
+    library.twice(x)
+    library.thrice(x)
+    assert x.cpu().tolist() == [6.0] * 4

@@ -29,7 +29,7 @@ def test_predictions_are_off_by_no_more_than_stated(capsys):
 def test_the_table_is_complete():
     rows = validation.PUBLISHED
     assert {find(row.chip).core.apple_family for row in rows} == {7, 8, 9, 10}
-    assert {row.job().kernel.split("_")[0] for row in rows} == {"matmul", "attention", "rms"}
+    assert {row.job().kernel.split("_")[0] for row in rows} == {"matmul", "attention", "norm"}
     assert len({(row.chip, row.gpu_cores, row.what) for row in rows}) == len(rows)
     for row in rows:
         assert row.source

@@ -47,6 +47,10 @@ _UNROLL = re.compile(r"(?m)^([ \t]*#[ \t]*pragma[ \t]+(?:unroll|GCC[ \t]+unroll)
 _CONVERSION = re.compile(r"\boperator\s+(?!new|delete)\w+\s*\(")
 
 
+# What several sources include is each one's own, as its function constants are: linking may not take one for another.
+_OWN = "#pragma clang attribute push(__attribute__((internal_linkage)), apply_to = any(function, record))\n"
+
+
 class Rewriter(Source):
     """One translation unit. `result()` gives the rewritten text."""
 
@@ -77,7 +81,12 @@ class Rewriter(Source):
             reached = self._reached_by(kernel)
             kernel.constants = [name for name in self.constants if name in reached]
             kernel.threadgroup_names = self.threadgroup_names[kernel.body[0]]
-        return self.edited() + table(list(self.constants.values()), list(self.derived), kernels)
+        return (
+            _OWN
+            + self.edited()
+            + "\n#pragma clang attribute pop\n"
+            + table(list(self.constants.values()), list(self.derived), kernels)
+        )
 
     def _reached_by(self, kernel: Kernel) -> set[str]:
         """All program-scope names that a kernel's body and arguments lead to, operators always."""

@@ -109,9 +109,9 @@ struct Object {
   unsigned index = 0;
   std::string name;
   bool writable = true;
-  bool checked = true;       // there is something to keep of its accesses
-  Shadow* shadow = nullptr;  // null: nothing of this dispatch writes there
-  Initialised* initialised = nullptr;
+  bool checked = true;                          // there is something to keep of its accesses
+  Shadow* shadow = nullptr;                     // null: nothing of this dispatch writes there
+  std::shared_ptr<Initialised> initialised;     // of the allocation, which may be freed meanwhile
   uintptr_t storage = 0;                        // where the buffer begins
   std::atomic<uint64_t>* bytes_read = nullptr;  // a bit for each byte of the buffer
   std::atomic<uint64_t>* bytes_written = nullptr;

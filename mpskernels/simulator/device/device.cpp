@@ -290,7 +290,11 @@ void Execution::work(Worker& worker) noexcept {
   const Function& function = pipeline_->function();
   std::optional<Observer> observer;
   if (observation_) observer.emplace(*observation_, function).threadgroup_memory(worker.threadgroup_memory());
-  worker.watched_by(observer ? &*observer : nullptr);
+  const struct Watched {
+    Watched(Worker& its_worker, Observer* watcher) : worker(its_worker) { worker.watched_by(watcher); }
+    ~Watched() { worker.watched_by(nullptr); }
+    Worker& worker;
+  } watched(worker, observer ? &*observer : nullptr);
   const auto array = [&](size_t offset, size_t bytes, const char* name) {
     unsigned char* const memory = worker.threadgroup_memory() + offset;
     return observer ? observer->add_threadgroup_array(memory, bytes, name) : memory;

@@ -32,9 +32,9 @@ struct State {
   std::vector<Counts> counts;
   std::vector<std::string> instrumenter;
   std::map<std::string, std::shared_ptr<const Library>> instrumented;  // by the path of the metallib
-  std::unordered_map<const mpsk_source*, std::string> paths;
-  std::map<uintptr_t, std::unique_ptr<Initialised>> memory;  // by where an allocation begins
-  std::map<uintptr_t, std::unique_ptr<Shadow>> shadows;      // of buffers, of the dispatch at hand
+  std::map<std::string, std::string> paths;                            // of what was made of a source
+  std::map<uintptr_t, std::shared_ptr<Initialised>> memory;            // by where an allocation begins
+  std::map<uintptr_t, std::unique_ptr<Shadow>> shadows;                // of buffers, of the dispatch at hand
 };
 
 State& state() {
@@ -75,13 +75,13 @@ void add_finding(Finding finding) {
 }
 
 // The allocation that an address lies in.
-Initialised* initialised_at(uintptr_t address, uintptr_t& begin) {
+std::shared_ptr<Initialised> initialised_at(uintptr_t address, uintptr_t& begin) {
   auto& memory = state().memory;
   auto at = memory.upper_bound(address);
   if (at == memory.begin()) return nullptr;
   --at;
   begin = at->first;
-  return address < begin + at->second->bytes ? at->second.get() : nullptr;
+  return address < begin + at->second->bytes ? at->second : nullptr;
 }
 
 }  // namespace
@@ -154,10 +154,11 @@ std::string output_of(const std::vector<std::string>& command) {
 std::shared_ptr<const Library> instrumented(const mpsk_source& source) {
   State& all = state();
   std::vector<std::string> command;
+  const std::string key = std::string(source.std) + source.math_mode + std::string(source.text, source.size);
   {
     const std::lock_guard lock(all.mutex);
     command = all.instrumenter;
-    const auto known = all.paths.find(&source);
+    const auto known = all.paths.find(key);
     if (known != all.paths.end()) return all.instrumented.at(known->second);
   }
   if (command.empty()) throw Error("no compiler for instrumented kernels is loaded in this process");
@@ -201,7 +202,7 @@ std::shared_ptr<const Library> instrumented(const mpsk_source& source) {
       if (!code->shared) code->first = shared;
     }
   }
-  all.paths[&source] = made;
+  all.paths[key] = made;
   return library;
 }
 
@@ -210,7 +211,7 @@ std::shared_ptr<const Library> instrumented(const mpsk_source& source) {
 void memory_allocated(const std::byte* begin, size_t bytes) {
   State& all = state();
   const std::lock_guard lock(all.mutex);
-  if (all.watch.check) all.memory[reinterpret_cast<uintptr_t>(begin)] = std::make_unique<Initialised>(bytes);
+  if (all.watch.check) all.memory[reinterpret_cast<uintptr_t>(begin)] = std::make_shared<Initialised>(bytes);
 }
 
 void memory_freed(const std::byte* begin) {
@@ -223,7 +224,7 @@ void memory_written(const std::byte* begin, size_t bytes) {
   State& all = state();
   const std::lock_guard lock(all.mutex);
   uintptr_t storage = 0;
-  if (Initialised* known = initialised_at(reinterpret_cast<uintptr_t>(begin), storage)) {
+  if (const auto known = initialised_at(reinterpret_cast<uintptr_t>(begin), storage)) {
     const size_t offset = reinterpret_cast<uintptr_t>(begin) - storage;
     known->set(offset, std::min(bytes, known->bytes - offset));
   }
@@ -850,39 +851,53 @@ void Observer::flush(unsigned count) {
 using mpsk::device::AccessKind;
 
 namespace {
-mpsk::device::Observer& observer() { return *mpsk::device::Observer::current; }
+
+// Nobody watches the code that works out constants from others.
+mpsk::device::Observer* observer() { return mpsk::device::Observer::current; }
+
+void* access(void* pointer, AccessKind kind, size_t bytes, const mpsk_site& site) {
+  return observer() ? observer()->access(pointer, kind, bytes, site) : pointer;
+}
+
 }  // namespace
 
 MPSK_KERNEL_API void* mpsk_read(void* pointer, const mpsk_site* site) {
-  return observer().access(pointer, AccessKind::read, site->size, *site);
+  return access(pointer, AccessKind::read, site->size, *site);
 }
 MPSK_KERNEL_API void* mpsk_write(void* pointer, const mpsk_site* site) {
-  return observer().access(pointer, AccessKind::write, site->size, *site);
+  return access(pointer, AccessKind::write, site->size, *site);
 }
 MPSK_KERNEL_API void* mpsk_atomic(void* pointer, const mpsk_site* site) {
-  return observer().access(pointer, AccessKind::atomic, site->size, *site);
+  return access(pointer, AccessKind::atomic, site->size, *site);
 }
 MPSK_KERNEL_API void* mpsk_read_bytes(void* pointer, unsigned long bytes, const mpsk_site* site) {
-  return observer().access(pointer, AccessKind::read, bytes, *site);
+  return access(pointer, AccessKind::read, bytes, *site);
 }
 MPSK_KERNEL_API void* mpsk_write_bytes(void* pointer, unsigned long bytes, const mpsk_site* site) {
-  return observer().access(pointer, AccessKind::write, bytes, *site);
+  return access(pointer, AccessKind::write, bytes, *site);
 }
 MPSK_KERNEL_API void* mpsk_matrix_memory(const void* memory, unsigned long elements_per_row, unsigned long x,
                                          unsigned long y, unsigned element_size, bool transpose, bool write,
                                          const mpsk_site* site) {
-  return observer().matrix(memory, elements_per_row, x, y, element_size, transpose, write, *site);
+  return observer()->matrix(memory, elements_per_row, x, y, element_size, transpose, write, *site);
 }
-MPSK_KERNEL_API void mpsk_here(const mpsk_site* site) { observer().here(site); }
-MPSK_KERNEL_API unsigned* mpsk_counters(mpsk_code* code) { return observer().counters(*code); }
+MPSK_KERNEL_API void mpsk_here(const mpsk_site* site) {
+  if (observer()) observer()->here(site);
+}
+MPSK_KERNEL_API unsigned* mpsk_counters(mpsk_code* code) {
+  if (observer()) return observer()->counters(*code);
+  thread_local std::vector<unsigned> nobodys;
+  nobodys.resize(std::max<size_t>(nobodys.size(), code->block_count));
+  return nobodys.data();
+}
 MPSK_KERNEL_API void* mpsk_atomic_store(void* pointer, const mpsk_site* site) {
-  return observer().access(pointer, AccessKind::atomic_store, site->size, *site);
+  return access(pointer, AccessKind::atomic_store, site->size, *site);
 }
 MPSK_KERNEL_API void mpsk_shift(unsigned long amount, unsigned long most, const mpsk_site* site) {
-  if (amount <= most) return;
-  observer().operation("shift", "a shift by " + std::to_string(amount) + " of " + std::to_string(most + 1) + " bits",
-                       *site);
+  if (amount <= most || !observer()) return;
+  observer()->operation("shift", "a shift by " + std::to_string(amount) + " of " + std::to_string(most + 1) + " bits",
+                        *site);
 }
 MPSK_KERNEL_API void mpsk_zero_division(const mpsk_site* site) {
-  observer().operation("division", "an integer division by zero", *site);
+  if (observer()) observer()->operation("division", "an integer division by zero", *site);
 }
