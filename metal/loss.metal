@@ -35,6 +35,13 @@ inline long row_offset(uint row, uint operand, constant loss_params& p) {
   return at + long(row) * p.strides[operand][p.dims - 1];
 }
 
+// What all lanes want to know, read by one.
+inline float read_once(const device float* from, uint lane) { return simd_broadcast_first(lane == 0 ? *from : 0.0f); }
+inline long read_once(const device int* from, uint lane) { return long(simd_broadcast_first(lane == 0 ? *from : 0)); }
+inline long read_once(const device long* from, uint lane) {
+  return as_type<long>(simd_broadcast_first(lane == 0 ? as_type<uint2>(*from) : uint2(0)));
+}
+
 inline float cap(float x, constant loss_params& p) { return capped ? p.soft_cap * precise::tanh(x / p.soft_cap) : x; }
 
 // The class of element i of a thread's chunk: with `packs` adjacent ones, without so that neighbouring threads take
@@ -95,7 +102,7 @@ template <typename T>
   const bool exists = at < p.rows;  // false for the last rows of the last threadgroup, which must reach the barriers
   const uint row = exists ? uint(at) : 0;
   const long targets_at = row_offset(row, loss_operand_targets, p);
-  const long target = targets_i64 ? i64[targets_at] : long(i32[targets_at]);
+  const long target = targets_i64 ? read_once(i64 + targets_at, lane) : read_once(i32 + targets_at, lane);
   const bool ignored = target == p.ignore_index;
   const bool valid = target >= 0 && target < long(p.all_classes);
   device T* of_row = writes_gradient ? gradient + ulong(row) * p.classes : gradient;
@@ -143,13 +150,13 @@ template <typename T>
       lse[row] = log_sum;
     }
   } else {
-    log_sum = lse[row];
+    log_sum = read_once(lse + row, lane);
   }
 
   if (writes_gradient) {
-    float factor = has_scale ? scale[0] : 1.0f;
+    float factor = has_scale ? read_once(scale, lane) : 1.0f;
     if (has_upstream) {
-      factor *= upstream[row_offset(row, loss_operand_upstream, p)];
+      factor *= read_once(upstream + row_offset(row, loss_operand_upstream, p), lane);
     }
     if (in_place) {
       threadgroup_barrier(mem_flags::mem_device);  // the logit of the target has been read

@@ -7,6 +7,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # cases.py, for the tests of every family
 
 import cases
+import torch
 
 import mpskernels  # its device must exist before the tests make tensors
 from mpskernels import _C
@@ -30,6 +31,8 @@ def pytest_configure(config):
         raise pytest.UsageError(f"no {SAFE_METALLIB}: build with make build")
     _C.set_metallib(str(SAFE_METALLIB))
 
+
+torch.set_num_threads(1)  # the tests run beside each other
 
 pytest_plugins = ["mpskernels.pytest_plugin"]
 

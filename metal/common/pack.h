@@ -24,12 +24,18 @@ inline pack<float> load_pack(const device float* from) {
   return {{four[0], four[1], four[2], four[3]}};
 }
 
-// half and bfloat, of which vectors have at most four elements: two of them, moved as one.
+// half and bfloat, of which vectors have at most four elements. Taken apart by words: by halves, a compiler may find
+// two loads of 8 bytes in it.
 template <typename T>
 inline pack<T> load_pack(const device T* from) {
   const uint4 bits = *reinterpret_cast<const device uint4*>(from);
-  const float4 low = float4(as_type<vec<T, 4>>(bits.xy)), high = float4(as_type<vec<T, 4>>(bits.zw));
-  return {{low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]}};
+  pack<T> p;
+  for (uint i = 0; i < 4; ++i) {
+    const vec<T, 2> two = as_type<vec<T, 2>>(bits[i]);
+    p.values[2 * i] = float(two[0]);
+    p.values[2 * i + 1] = float(two[1]);
+  }
+  return p;
 }
 
 inline void store_pack(device float* to, pack<float> p) {

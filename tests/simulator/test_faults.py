@@ -787,7 +787,8 @@ def test_an_access_that_lands_in_another_buffer_is_found():
     """)
     with simulator.check(report_only=True) as report:
         x, y = torch.zeros(64, device="mps"), torch.zeros(64, device="mps")
-        library.store(x, y, (y.data_ptr() - x.data_ptr()) // 4 + 5, threads=1)
+        at = [simulator._simulator.host_alias(t).data_ptr() for t in (x, y)]
+        library.store(x, y, (at[1] - at[0]) // 4 + 5, threads=1)
         assert y.tolist()[0] == 2
     [finding] = report.findings
     assert (finding.kind, finding.buffer, finding.access.kind) == ("bounds", "buffer(0) `x`", "write")
