@@ -383,7 +383,9 @@ def main() -> int:
         of_small[chip] = [row_of(*pair, chip) for pair in small]
     print(HEAD)
     print(f"\nProducts: {len(products())} sizes\n{summary(of_products)}")
-    print(f"\nNorms of 2^22 elements\n{summary(of_large)}")
+    for head, backward in (("Norms of 2^22 elements", False), ("Gradients of norms of 2^22 elements", True)):
+        part = {c: [r for r in found if r.job.op.endswith("_backward") == backward] for c, found in of_large.items()}
+        print(f"\n{head}\n{summary(part)}")
     worst = {chip: max(found, key=lambda row: row.launch) for chip, found in of_small.items()}
     print("\nNorms of fewer: the launches' share of the time, at its largest and over all")
     lines = [["chip", "largest", "", "smallest", "of light, geo. mean"]]
