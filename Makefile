@@ -2,6 +2,7 @@
 # make test    the tests, those of the kernels also in safe math and under check (make test-all: also the slow ones)
 # make lint    what CI checks; make format applies it
 # make bench   our ops against stock torch; make bench-simulator: the simulator itself
+# make light   how near the speed of light the kernels are predicted to come on each chip (Linux)
 # make macos-wheel  the wheels for macOS, cross-built on Linux; make macos-check: all that can be proved of them there
 # make hub     build/hub: what Hugging Face's kernel-builder builds for the Hub, the links of torch-ext followed
 # make build   the native parts only; make clean removes everything that was built
@@ -17,7 +18,7 @@ KERNEL_TESTS = $(foreach family,$(FAMILIES),$(wildcard tests/test_$(family)*.py)
 CHECKED = $(if $(filter Linux,$(shell uname)),--mpsk-check)  # the simulator's checker watches them
 CPP = git ls-files -co --exclude-standard -- '*.h' '*.cpp' '*.mm' '*.metal'
 
-.PHONY: demo test test-all lint format bench bench-simulator macos-wheel macos-check hub build setup clean
+.PHONY: demo test test-all lint format bench bench-simulator light macos-wheel macos-check hub build setup clean
 
 demo: build
 	$(PY) -m mpskernels demo
@@ -47,6 +48,9 @@ bench: build
 bench-simulator: build
 	@.ci/system-packages $(PYTHON) oclgrind
 	$(PY) -m bench.bench_simulator
+
+light: build
+	$(PY) -m bench.light $(ARGS)
 
 macos-wheel: $(STAMP)-macos
 	$(PY) -m macos.build $(ARGS)

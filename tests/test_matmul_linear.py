@@ -141,6 +141,15 @@ def check_gated(x, w_gate, w_up, activation):
     assert_close(out, gate * up, terms, x.size(-1))
 
 
+@pytest.mark.parametrize(("m", "tile"), [(8, 8), (16, 32), (32, 32), (33, 64)])
+def test_gated_linear_of_few_rows_takes_tiles_of_few_rows(m, tile):
+    n = 40 * 32 + 1  # tiles of 64 rows fill a chip of 10 cores as well
+    x, w_gate, w_up = random(m, 24), random(n, 24), random(n, 24, seed=2)
+    labels, _ = launched("gated_linear", lambda: mpskernels.gated_linear(*to_mps((x, w_gate, w_up))))
+    assert [label.split("_bn")[0] for label in labels] == [f"matmul_gated_f32_bm{tile}"]
+    check_gated(x, w_gate, w_up, "silu")
+
+
 @dtypes
 @pytest.mark.parametrize("activation", ["silu", "gelu", "relu"])
 @pytest.mark.parametrize(("m", "n", "k"), [*SHAPES, (700, 300, 24)])

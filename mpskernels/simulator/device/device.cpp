@@ -243,6 +243,7 @@ class Execution {
   std::vector<size_t> threadgroup_offsets_;
   std::vector<void*> buffers_;
   size_t threadgroups_;
+  size_t turns_;  // of threadgroups that run
   size_t batch_;
   std::atomic<size_t> taken_ = 0;
   std::mutex error_mutex_;
@@ -268,6 +269,7 @@ Execution::Execution(const Dispatch& dispatch, const Watch& watch)
   const Size groups = {divide_up(threads.x, group.x), divide_up(threads.y, group.y), divide_up(threads.z, group.z)};
   grid_ = {narrow(threads), narrow(groups), narrow(group)};
   threadgroups_ = groups.count();
+  turns_ = watch.only ? *watch.only < threadgroups_ : threadgroups_;
   batch_ = std::clamp<size_t>(threadgroups_ / (worker_count() * 16), 1, 64);
   if (watch) observation_.emplace(watch, dispatch, grid_);
   pipeline_->activate();
@@ -323,7 +325,7 @@ void Execution::work(Worker& worker) noexcept {
   try {
     for (;;) {
       const size_t begin = taken_.fetch_add(batch_);
-      const size_t end = std::min(begin + batch_, threadgroups_);
+      const size_t end = std::min(begin + batch_, turns_);
       if (begin >= end) return;
       for (size_t turn = begin; turn < end; ++turn) {
         const size_t i = threadgroup(turn);
@@ -341,7 +343,7 @@ void Execution::work(Worker& worker) noexcept {
       }
     }
   } catch (...) {
-    taken_ = threadgroups_;  // the others stop at their next batch
+    taken_ = turns_;  // the others stop at their next batch
     const std::lock_guard lock(error_mutex_);
     if (!error_) error_ = std::current_exception();
   }
@@ -349,6 +351,7 @@ void Execution::work(Worker& worker) noexcept {
 
 // Which threadgroup's turn it is: a seed permutes them.
 size_t Execution::threadgroup(size_t turn) const {
+  if (observation_ && observation_->watch().only) return *observation_->watch().only;
   if (!observation_ || !observation_->watch().seed) return turn;
   const uint64_t seed = *observation_->watch().seed;
   size_t step = (seed * 2654435761u + 1) % threadgroups_;

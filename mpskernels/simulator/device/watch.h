@@ -51,6 +51,7 @@ struct Counts {
 struct Watch {
   bool check = false, profile = false;
   std::optional<uint64_t> seed;  // permutes the order of threadgroups, simdgroups and lanes
+  std::optional<size_t> only;    // the one threadgroup that runs, of grids that have so many
   explicit operator bool() const { return check || profile; }
 };
 

@@ -236,11 +236,14 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("set_instrumenter", &device::set_instrumenter);
   m.def("watching", [] {
     const device::Watch watch = device::current_watch();
-    return py::make_tuple(watch.check, watch.profile, watch.seed);
+    return py::make_tuple(watch.check, watch.profile, watch.seed, watch.only);
   });
-  m.def("watch", [](bool check, bool profile, std::optional<uint64_t> seed) {
-    device::set_watch({.check = check, .profile = profile, .seed = seed});
-  });
+  m.def(
+      "watch",
+      [](bool check, bool profile, std::optional<uint64_t> seed, std::optional<size_t> only) {
+        device::set_watch({.check = check, .profile = profile, .seed = seed, .only = only});
+      },
+      py::arg("check"), py::arg("profile"), py::arg("seed"), py::arg("only") = py::none());
   m.def("synchronize", &synchronize, py::call_guard<py::gil_scoped_release>());
   m.def("take_findings", &findings);
   m.def("take_dispatches", &dispatches);

@@ -1,0 +1,406 @@
+"""How near the speed of light our kernels are predicted to come, on M1 to M5, on the sizes that real models have.
+
+    python -m bench.light                 a summary for every chip
+    python -m bench.light --chip m4       every size on one chip as well
+    python -m bench.light --plot FILE     a picture of it
+
+Nothing is measured: the times are the model's (mpskernels.simulator.model), from counts of work. The counts are exact.
+Sizes as large as these are not run as a whole. The op launches its real grid, as the selection table wants it on a chip
+of that class; of the threadgroups that are alike, one runs and counts for all. Tiles in the last row or column of tiles
+that are not full, and the last split of k, are kinds of their own. tests/simulator/test_light.py holds this against
+whole runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from mpskernels._ops import ops
+from mpskernels.simulator import profile
+from mpskernels.simulator.chips import CHIPS, Chip
+from mpskernels.simulator.model import Prediction, predict
+from mpskernels.simulator.profiler import Dispatch
+
+GOALS = {"flops": 0.85, "bytes": 0.90}  # by what sets the speed of light
+# What the glue takes for a chip's class. No row of a selection table asks for a family beyond that of M1.
+CLASSES = {"": "m4", "pro": "m4pro", "max": "m4max", "ultra": "m3ultra"}
+BYTES = 2  # of an element: float16
+BAND = 8  # rows of tiles that the kernels walk together
+NO_THREADGROUP = 1 << 62
+HEAD = """\
+float16; predicted from exact counts, nothing measured. Speed of light is at the matrix rate and the bandwidth that the
+best published kernel has reached on that chip; on M5 the rate is that of its matrix units, which no kernel uses yet."""
+
+LANGUAGE = (1, 4, 16, 128, 512, 4096)  # rows: decoding, prompts
+TRAINED = 128  # rows from which on gradients are asked for
+# model -> rows, (outputs, inputs) of its linear layers, and of its gated pairs. Without output heads.
+MODELS: dict[str, tuple[tuple[int, ...], list[tuple[int, int]], list[tuple[int, int]]]] = {
+    "Llama 3 8B": (LANGUAGE, [(4096, 4096), (1024, 4096), (4096, 14336)], [(14336, 4096)]),
+    "Qwen3 0.6B": (LANGUAGE, [(2048, 1024), (1024, 1024), (1024, 2048), (1024, 3072)], [(3072, 1024)]),
+    "Qwen3 4B": (LANGUAGE, [(4096, 2560), (1024, 2560), (2560, 4096), (2560, 9728)], [(9728, 2560)]),
+    "Gemma 3 4B": (LANGUAGE, [(2048, 2560), (1024, 2560), (2560, 2048), (2560, 10240)], [(10240, 2560)]),
+    "Whisper large": ((1, 4, 16, 1500), [(1280, 1280), (5120, 1280), (1280, 5120)], []),
+    "SDXL 64x64": ((8192,), [(640, 640), (640, 2560)], [(2560, 640)]),
+    "SDXL 32x32": ((2048,), [(1280, 1280), (1280, 5120)], [(5120, 1280)]),
+    "SDXL text": ((154,), [(640, 2048), (1280, 2048)], []),
+    "ViT-L": ((197, 1576), [(1024, 1024), (4096, 1024), (1024, 4096)], []),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """A product of (m, k) and (k, n), or two of them, as `op` makes it."""
+
+    model: str
+    op: str  # linear, gated_linear; their gradients: of_x, of_gated_x, of_weight
+    m: int
+    n: int
+    k: int
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.op} {self.m}x{self.n}x{self.k}"
+
+    @property
+    def pairs(self) -> int:
+        """Products that are one in the end."""
+        return 2 if "gated" in self.op else 1
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.pairs * self.m * self.n * self.k
+
+    @property
+    def bytes_read(self) -> int:
+        a = self.m * self.k * (2 if self.op == "of_gated_x" else 1)
+        return BYTES * (a + self.pairs * self.k * self.n)
+
+    @property
+    def bytes_written(self) -> int:
+        return BYTES * self.m * self.n
+
+    def run(self) -> None:
+        """On memory without a value: what the kernels do does not depend on it."""
+        m, n, k = self.m, self.n, self.k
+        match self.op:
+            case "linear":
+                ops.linear(_empty(m, k), _empty(n, k))
+            case "gated_linear":
+                ops.gated_linear(_empty(m, k), _empty(n, k), _empty(n, k))
+            case "of_x":
+                ops.matmul(_empty(m, k), _empty(k, n))
+            case "of_gated_x":
+                ops.add_matmuls(_empty(m, k), _empty(k, n), _empty(m, k), _empty(k, n))
+            case "of_weight":
+                ops.matmul(_empty(k, m).t(), _empty(k, n))
+
+
+@dataclasses.dataclass(frozen=True)
+class Norm:
+    """A norm of rows, or its gradients."""
+
+    op: str
+    rows: int
+    columns: int
+
+    def __str__(self) -> str:
+        return f"{self.op} {self.rows}x{self.columns}"
+
+    flops = 0
+
+    @property
+    def elements(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def bytes_moved(self) -> int:
+        tensors, parameters = {
+            "rms_norm": (2, 1),
+            "add_rms_norm": (4, 1),
+            "layer_norm": (2, 2),
+            "rms_norm_backward": (3, 2),
+            "layer_norm_backward": (3, 3),
+        }[self.op]
+        return BYTES * (tensors * self.elements + parameters * self.columns)
+
+    def run(self) -> None:
+        x, y = (torch.zeros(self.rows, self.columns, dtype=torch.float16).to("mps") for _ in range(2))
+        weight, bias = (torch.ones(self.columns, dtype=torch.float16).to("mps") for _ in range(2))
+        match self.op:
+            case "rms_norm":
+                ops.rms_norm(x, weight, 1e-6)
+            case "add_rms_norm":
+                ops.add_rms_norm(x, y, weight, 1e-6)
+            case "layer_norm":
+                ops.layer_norm(x, weight, bias, 1e-5)
+            case "rms_norm_backward":
+                ops.rms_norm_backward(x, y, weight, 1e-6, 0.0, True, True)
+            case "layer_norm_backward":
+                ops.layer_norm_backward(x, y, weight, bias, 1e-5, True, True)
+
+
+def _empty(*sizes: int) -> torch.Tensor:
+    return torch.empty(sizes, dtype=torch.float16, device="mps")
+
+
+def products() -> list[Product]:
+    found = []
+    for model, (all_rows, linear, gated) in MODELS.items():
+        for rows in all_rows:
+            for op, layers in (("linear", linear), ("gated_linear", gated)):
+                for n, k in layers:
+                    found.append(Product(model, op, rows, n, k))
+                    if rows >= TRAINED:
+                        found.append(Product(model, "of_gated_x" if op == "gated_linear" else "of_x", rows, k, n))
+                        found.append(Product(model, "of_weight", n, k, rows))
+    return found
+
+
+def norms() -> list[Norm]:
+    """Of 2^22 elements, from which on the goal holds, at all widths of rows; and of fewer."""
+    all_ops = ("rms_norm", "add_rms_norm", "layer_norm", "rms_norm_backward", "layer_norm_backward")
+    sizes = [((1 << 22) // columns, columns) for columns in (128, 1024, 4096, 16384)]
+    sizes += [(512, 1024), (128, 1024), (1, 4096)]
+    return [Norm(op, *size) for op in all_ops for size in sizes]
+
+
+def extrapolated(product: Product) -> list[Dispatch]:
+    """What a profile of `product` would hold, from one threadgroup of each kind."""
+    with profile(only=NO_THREADGROUP) as p:
+        product.run()
+    outputs = product.m * product.n
+    partials = 4 * outputs * p.dispatches[0].threadgroups[1] * (2 if product.op == "gated_linear" else 1)
+    read, result = product.bytes_read, []
+    for i, whole in enumerate(p.dispatches):
+        kinds: dict[tuple[bool, ...], list[int]] = {}
+        for group in range(whole.groups):
+            kinds.setdefault(_kind(whole, product, group), []).append(group)
+        counts: Counter[str] = Counter()
+        barriers = 0
+        for alike in kinds.values():
+            with profile(only=alike[0]) as p_one:
+                product.run()
+            one = p_one.dispatches[i]
+            barriers = max(barriers, one.barriers)
+            for name in _SUMMED:
+                counts[name] += len(alike) * getattr(one, name)
+        written = product.bytes_written if i + 1 == len(p.dispatches) else partials
+        unique = {"device_read_unique": read, "device_written_unique": written, "barriers": barriers}
+        result.append(dataclasses.replace(whole, **counts, **unique))
+        read = written
+    return result
+
+
+_OF_THE_GRID = {"kernel", "threadgroups", "threads_per_threadgroup", "threads", "threadgroup_memory"}
+_NO_SUM = {"barriers", "device_read_unique", "device_written_unique"}
+_SUMMED = [field.name for field in dataclasses.fields(Dispatch) if field.name not in _OF_THE_GRID | _NO_SUM]
+
+
+def _kind(dispatch: Dispatch, product: Product, group: int) -> tuple[bool, ...]:
+    """What tells threadgroups apart: the last row and column of tiles, where not full, and the last split of k."""
+    if dispatch.kernel.startswith("matmul_sum"):
+        return (group == dispatch.groups - 1,)
+    x, y, _ = dispatch.threadgroups
+    tile, split = group % x, group // x % y
+    size = {key: int(value) for key, value in re.findall(r"_(bm|bn|r)(\d+)", dispatch.kernel)}
+    bm = size.get("bm") or size["r"]
+    rows = math.ceil(product.m / bm)
+    columns = x // rows
+    band = tile // (BAND * columns) * BAND
+    rows_in_band = min(BAND, rows - band)
+    column, row = divmod(tile - band * columns, rows_in_band)
+    partial_row = product.m % bm != 0 and band + row == rows - 1
+    partial_column = product.n % size.get("bn", product.n + 1) != 0 and column == columns - 1
+    return partial_row, partial_column, split == y - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A product or norm on a chip."""
+
+    job: Product | Norm
+    kernel: str
+    threadgroups: int
+    limit: str  # what sets the speed of light: flops or bytes
+    binds: str  # what takes the most time of the dispatch that takes the most
+    fraction: float  # the speed of light over the predicted time of all dispatches
+    launch: float  # the dispatches' launches over the predicted time
+
+    @property
+    def met(self) -> bool:
+        return self.fraction >= GOALS[self.limit]
+
+
+def row_of(job: Product | Norm, dispatches: list[Dispatch], chip: Chip) -> Row:
+    necessary = job.bytes_moved if isinstance(job, Norm) else job.bytes_read + job.bytes_written
+    each: list[Prediction] = [
+        predict(dispatch, chip, necessary_flops=job.flops, necessary_bytes=necessary) for dispatch in dispatches
+    ]
+    seconds = sum(prediction.seconds for prediction in each)
+    longest = max(range(len(each)), key=lambda i: each[i].seconds)
+    return Row(
+        job=job,
+        kernel=dispatches[longest].kernel.partition("?")[0],
+        threadgroups=dispatches[longest].groups,
+        limit=each[0].limit,
+        binds=each[longest].binds,
+        fraction=each[0].speed_of_light / seconds,
+        launch=sum(prediction.terms["launch"] for prediction in each) / seconds,
+    )
+
+
+def geometric_mean(rows: list[Row]) -> float:
+    return math.exp(math.fsum(math.log(row.fraction) for row in rows) / len(rows))
+
+
+# --- Counts of every class, each in a process of its own, as a process simulates one chip ---
+
+
+def count(with_norms: bool) -> list[list[dict]]:
+    found = [extrapolated(product) for product in products()]
+    for norm in norms() if with_norms else []:
+        with profile() as p:
+            norm.run()
+        found.append(p.dispatches)
+    return [[dataclasses.asdict(dispatch) for dispatch in dispatches] for dispatches in found]
+
+
+def counts_of_classes() -> tuple[dict[str, list[list[Dispatch]]], list[list[Dispatch]]]:
+    """Of products, by class, and of norms, whose selection table asks for no class."""
+
+    def child(kind: str) -> list[list[Dispatch]]:
+        environment = os.environ | {"MPSK_SIMULATE": CLASSES[kind], "MPSK_THREADS": "1"}
+        command = [sys.executable, "-m", "bench.light", "--count", *(["--norms"] if kind == "" else [])]
+        text = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+        tuples = ("threadgroups", "threads_per_threadgroup")
+        return [
+            [Dispatch(**d | {name: tuple(d[name]) for name in tuples}) for d in dispatches]
+            for dispatches in json.loads(text)
+        ]
+
+    with ThreadPoolExecutor(2) as pool:
+        counted = dict(zip(CLASSES, pool.map(child, CLASSES), strict=True))
+    number = len(products())
+    of_norms = counted[""][number:]
+    return {kind: found[:number] for kind, found in counted.items()}, of_norms
+
+
+def class_of(chip: Chip) -> str:
+    return chip.key[2:]
+
+
+# --- Tables ---
+
+
+def table(lines: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def summary(rows: dict[Chip, list[Row]]) -> str:
+    """A line for each chip and each limit: how many reach the goal, the geometric mean, and the worst row."""
+    lines = [["chip", "limit", "goal", "reached", "geo. mean", "worst", "", "binds", "threadgroups"]]
+    for chip, found in rows.items():
+        for limit, goal in GOALS.items():
+            if of_limit := [row for row in found if row.limit == limit]:
+                worst = min(of_limit, key=lambda row: row.fraction)
+                reached = f"{sum(row.met for row in of_limit)}/{len(of_limit)}"
+                mean = f"{geometric_mean(of_limit):.3f}"
+                cells = [f"{worst.fraction:.3f}", str(worst.job), worst.binds, str(worst.threadgroups)]
+                lines.append([chip.name, limit, f"{goal:.2f}", reached, mean, *cells])
+    return table(lines)
+
+
+def details(rows: list[Row]) -> str:
+    """A line for each row."""
+    lines = [["", "of light", "limit", "goal", "binds", "launch", "threadgroups", "kernel"]]
+    for row in rows:
+        goal = "reached" if row.met else f"{row.fraction - GOALS[row.limit]:+.3f}"
+        cells = [row.binds, f"{row.launch:.2f}", str(row.threadgroups), row.kernel]
+        lines.append([str(row.job), f"{row.fraction:.3f}", row.limit, goal, *cells])
+    return table(lines)
+
+
+def plot(rows: dict[Chip, list[Row]], path: Path) -> None:
+    """Every row as a point, by chip; compute-bound ones left, memory-bound ones right.
+
+    Raises:
+        RuntimeError: matplotlib is not installed.
+    """
+    from mpskernels.simulator.roofline import COLOURS, require_matplotlib
+
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 6), layout="constrained")
+    for axes, (limit, goal) in zip(figure.subplots(1, 2, sharey=True), GOALS.items(), strict=True):
+        for binds, colour in COLOURS.items():
+            points = [
+                (row.fraction, y + 0.6 * (i / len(found) - 0.5))
+                for y, found in enumerate(rows.values())
+                for i, row in enumerate(found)
+                if row.limit == limit and row.binds == binds
+            ]
+            if points:
+                axes.scatter(*zip(*points, strict=True), s=4, color=colour, label=f"{binds} binds")
+        axes.axvline(goal, color="0.4", lw=1, ls="--")
+        axes.set(xlim=(0, 1.05), xlabel=f"fraction of the speed of light, set by {limit} (goal {goal})")
+        axes.legend(fontsize=7, loc="lower left")
+        axes.set_yticks(range(len(rows)), [chip.name for chip in rows])
+    figure.suptitle("float16 products of real models: a model's predictions, nothing measured")
+    figure.savefig(path, dpi=120)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chip", choices=CHIPS, help="print every size on this chip as well")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a picture into FILE")
+    parser.add_argument("--count", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--norms", action="store_true", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.count:
+        json.dump(count(asked.norms), sys.stdout)
+        return 0
+    of_classes, of_norms = counts_of_classes()
+    large = [(job, found) for job, found in zip(norms(), of_norms, strict=True) if job.elements >= 1 << 22]
+    small = [(job, found) for job, found in zip(norms(), of_norms, strict=True) if job.elements < 1 << 22]
+    of_products, of_large, of_small = {}, {}, {}
+    for chip in CHIPS.values():
+        pairs = zip(products(), of_classes[class_of(chip)], strict=True)
+        of_products[chip] = [row_of(job, found, chip) for job, found in pairs]
+        of_large[chip] = [row_of(*pair, chip) for pair in large]
+        of_small[chip] = [row_of(*pair, chip) for pair in small]
+    print(HEAD)
+    print(f"\nProducts: {len(products())} sizes\n{summary(of_products)}")
+    for head, backward in (("Norms of 2^22 elements", False), ("Gradients of norms of 2^22 elements", True)):
+        part = {c: [r for r in found if r.job.op.endswith("_backward") == backward] for c, found in of_large.items()}
+        print(f"\n{head}\n{summary(part)}")
+    worst = {chip: max(found, key=lambda row: row.launch) for chip, found in of_small.items()}
+    print("\nNorms of fewer: the launches' share of the time, at its largest and over all")
+    lines = [["chip", "largest", "", "smallest", "of light, geo. mean"]]
+    for chip, found in of_small.items():
+        least = min(row.launch for row in found)
+        cells = [f"{worst[chip].launch:.2f}", str(worst[chip].job), f"{least:.2f}", f"{geometric_mean(found):.3f}"]
+        lines.append([chip.name, *cells])
+    print(table(lines))
+    if asked.chip:
+        chip = CHIPS[asked.chip]
+        print(f"\n{chip.name}\n{details(of_products[chip] + of_large[chip] + of_small[chip])}")
+    if asked.plot:
+        plot(of_products, asked.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""bench/light.py: counts from one threadgroup of each kind are those of a whole run."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from bench import light
+from mpskernels import simulator
+from mpskernels.simulator.chips import CHIPS, find
+
+# Tiles in two bands and not full at either edge, with gaps in the last; few rows; k in splits of unequal lengths.
+PRODUCTS = [
+    light.Product("", op, m, n, k)
+    for op, m, n, k in [
+        ("linear", 291, 200, 64),
+        ("linear", 16, 136, 1600),
+        ("linear", 1, 200, 1100),
+        ("gated_linear", 130, 72, 1088),
+        ("gated_linear", 4, 72, 256),
+        ("of_x", 197, 136, 96),
+        ("of_gated_x", 130, 192, 1100),
+        ("of_weight", 128, 192, 1576),
+    ]
+]
+
+
+@pytest.mark.parametrize("product", PRODUCTS, ids=lambda product: str(product).strip().replace(" ", "-"))
+def test_extrapolated_counts_are_those_of_a_whole_run(product):
+    with simulator.profile() as p:
+        product.run()
+    assert light.extrapolated(product) == p.dispatches
+
+
+def test_products_here_split_k_and_have_edges():
+    found = [light.extrapolated(product) for product in PRODUCTS]
+    assert {len(dispatches) for dispatches in found} == {1, 2}
+    kernels = {dispatches[0].kernel.partition("_f16")[0] for dispatches in found}
+    assert {"matmul_tile", "matmul_gated", "matmul_skinny_k"} <= kernels
+    tall = found[0][0]
+    assert tall.groups > light.BAND  # more than one band of rows
+
+
+def test_only_runs_one_threadgroup():
+    x = torch.ones(70, 4096).to("mps")
+    out = []
+    for only in (0, 69, 70, light.NO_THREADGROUP):
+        with simulator.profile(only=only) as p:
+            light.ops.rms_norm(x, None, 1e-6)
+        out.append(p.dispatches[0])
+    assert [dispatch.threadgroups for dispatch in out] == [(70, 1, 1)] * 4
+    assert [dispatch.device_written for dispatch in out] == [16384, 16384, 0, 0]
+    with simulator.profile() as p:
+        light.ops.rms_norm(x, None, 1e-6)
+    assert p.dispatches[0].device_written == 70 * 16384
+
+
+def test_only_is_refused_under_check():
+    with (
+        simulator.check(),
+        pytest.raises(RuntimeError, match="check would report"),
+        simulator.profile(only=0),
+    ):
+        pass
+
+
+def test_list_is_complete():
+    products = light.products()
+    assert len(set(products)) == len(products)
+    assert {product.model for product in products} == set(light.MODELS)
+    for model in ("Llama 3 8B", "Qwen3 0.6B", "Qwen3 4B", "Gemma 3 4B"):
+        forward = {p.m for p in products if p.model == model and p.op == "linear"}
+        assert forward == {1, 4, 16, 128, 512, 4096}
+        assert {p.op for p in products if p.model == model} == {
+            "linear",
+            "gated_linear",
+            "of_x",
+            "of_gated_x",
+            "of_weight",
+        }
+    assert {light.class_of(chip) for chip in CHIPS.values()} == set(light.CLASSES)
+    assert all(light.class_of(find(key)) == kind for kind, key in light.CLASSES.items())
+
+
+def test_tables_name_the_worst_row_and_the_mean():
+    jobs = [light.Product("a", "linear", 4096, 4096, 4096), light.Product("b", "linear", 1, 4096, 4096)]
+    found = [light.extrapolated(job) for job in jobs]
+    chip = find("m4")
+    rows = [light.row_of(job, dispatches, chip) for job, dispatches in zip(jobs, found, strict=True)]
+    assert [row.limit for row in rows] == ["flops", "bytes"]
+    flops, read = 2 * 4096**3, 2 * (4096 + 4096 * 4096 + 4096)
+    assert jobs[0].flops == flops
+    assert jobs[1].bytes_read + jobs[1].bytes_written == read
+    light_of_first = flops / (chip.matrix_tflops * 1e12)
+    [prediction] = [light.predict(d, chip) for d in found[0]]
+    assert rows[0].fraction == pytest.approx(light_of_first / prediction.seconds)
+    text = light.summary({chip: [*rows, dataclasses.replace(rows[0], fraction=rows[0].fraction / 4)]})
+    line = next(line for line in text.splitlines() if "flops" in line)
+    assert f"{rows[0].fraction / 2:.3f}" in line  # the geometric mean of it and a quarter of it
+    assert f"{rows[0].fraction / 4:.3f}" in line
+    assert len(light.details(rows).splitlines()) == 3
