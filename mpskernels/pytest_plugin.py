@@ -1,5 +1,7 @@
 """`pytest -p mpskernels.pytest_plugin --mpsk-check`: the simulator checks the kernels of every test."""
 
+import contextlib
+
 import pytest
 
 
@@ -12,10 +14,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item):
-    if not item.config.getoption("--mpsk-check"):
+def pytest_runtest_setup(item: pytest.Item):
+    with _checked(item):
         return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item):
+    with _checked(item):
+        return (yield)
+
+
+def _checked(item: pytest.Item) -> contextlib.AbstractContextManager:
+    if not item.config.getoption("--mpsk-check"):
+        return contextlib.nullcontext()
     from mpskernels import simulator
 
-    with simulator.check():
-        return (yield)
+    return simulator.check()

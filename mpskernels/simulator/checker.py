@@ -59,11 +59,19 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
 
     def collect(self) -> None:
-        """Waits for the device and adds what was found."""
-        _simulator.synchronize()
+        """Waits for the device and adds what was found, also if a kernel failed."""
+        try:
+            _simulator.synchronize()
+        finally:
+            self._take()
+
+    def _take(self) -> None:
         for entry in _simulator.take_findings():
             places = {key: Access(**entry.pop(key)) if entry[key] else entry.pop(key) for key in ("access", "other")}
             self.findings.append(Finding(**entry, **places))
+
+
+_open: list[Report] = []  # of the blocks that we are in, the innermost last
 
 
 @contextlib.contextmanager
@@ -86,6 +94,9 @@ def check(*, report_only: bool = False, seed: int | None = None) -> Iterator[Rep
     - "divergence": a barrier that not all threads reach, a simd operation that reads an inactive lane, an operation
       on simdgroup matrices that not all lanes perform.
 
+    It sees what the compiled kernel does: a read whose result is not used may have been optimised away. A struct that
+    is copied whole counts as written where any of it is, as it may have holes.
+
     Args:
         report_only: collect findings and do not raise.
         seed: permutes the order in which threadgroups, simdgroups and lanes run; the same in every run.
@@ -94,20 +105,30 @@ def check(*, report_only: bool = False, seed: int | None = None) -> Iterator[Rep
         The report, whose findings are complete when the block ends.
 
     Raises:
-        CheckError: at the end of the block, with all findings.
+        CheckError: at the end of the block, with all findings. An exception that leaves the block gets them as a note.
     """
     before = _simulator.watching()
     report = Report()
-    _simulator.synchronize()
-    _simulator.take_findings()
+    if _open:
+        _open[-1].collect()  # what came before this block belongs to the one around it
+    else:
+        _simulator.synchronize()
+        _simulator.take_findings()
     _simulator.watch(True, before[1], seed)
+    _open.append(report)
     try:
         yield report
-    finally:
-        try:
+    except BaseException as error:
+        with contextlib.suppress(RuntimeError):
             report.collect()
-        finally:
-            _simulator.watch(*before)
+        if report.findings:
+            error.add_note(str(CheckError(report.findings)))
+        raise
+    else:
+        report.collect()
+    finally:
+        _open.remove(report)
+        _simulator.watch(*before)
     if report.findings and not report_only:
         raise CheckError(report.findings)
 
@@ -127,16 +148,26 @@ def compare_schedules(run: Callable[[], object], seeds: Iterable[int] = range(4)
     for seed in [None, *seeds]:
         with check(report_only=True, seed=seed) as found:
             result = [t.cpu() for t in torch.utils._pytree.tree_leaves(run()) if isinstance(t, torch.Tensor)]
-        known = {(f.kind, f.kernel, f.access and f.access.line) for f in report.findings}
-        report.findings += [f for f in found.findings if (f.kind, f.kernel, f.access and f.access.line) not in known]
+        known = {_fault(f) for f in report.findings}
+        report.findings += [f for f in found.findings if _fault(f) not in known]
         if expected is None:
             expected = result
             continue
         for number, (a, b) in enumerate(zip(expected, result, strict=True)):
-            if a.shape != b.shape or not torch.equal(a.view(torch.uint8), b.view(torch.uint8)):
+            if a.shape != b.shape or not torch.equal(_bytes(a), _bytes(b)):
                 text = f"schedule: result {number} depends on the order of threads: that of seed {seed} differs"
                 report.findings.append(Finding("schedule", "", "", text))
     return report
+
+
+def _fault(finding: Finding) -> tuple:
+    """What makes findings of two schedules the same."""
+    lines = {(a.file, a.line, a.column) for a in (finding.access, finding.other) if a}
+    return finding.kind, finding.scope, finding.kernel, finding.buffer, frozenset(lines)
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
 def check_process() -> None:
@@ -145,12 +176,20 @@ def check_process() -> None:
     At its end the process prints the findings, and then fails.
     """
     _simulator.watch(True, False, None)
+    report = Report()
+    _open.append(report)
 
     def at_end() -> None:
-        report = Report()
-        report.collect()
+        failure = None
+        try:
+            report.collect()
+        except RuntimeError as error:
+            failure = error
         if report.findings:
             print(CheckError(report.findings), file=sys.stderr)
+        if failure:
+            print(failure, file=sys.stderr)
+        if report.findings or failure:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(1)

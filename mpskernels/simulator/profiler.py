@@ -182,6 +182,7 @@ def profile(*, only: int | None = None) -> Iterator[Profile]:
     if check and only is not None:
         raise RuntimeError("profile(only=...) leaves memory unwritten, and check would report it")
     _simulator.synchronize()
+    _simulator.take_dispatches()  # of a block that failed
     _simulator.watch(check, True, seed, only)
     found = Profile()
     try:

@@ -68,7 +68,7 @@ _CODE = [
 _INSTRUMENTED = [
     *("-DMPSK_INSTRUMENTED", "-fno-vectorize", "-fno-slp-vectorize", "-fno-discard-value-names"),
     "-fdebug-compilation-dir=.",  # files are named as the source names them: what is cached serves other folders too
-    *("-mllvm", "-unroll-runtime=false", "-mllvm", "-unroll-allow-partial=false"),
+    *("-mllvm", "-unroll-runtime=false", "-mllvm", "-unroll-allow-partial=false", "-mllvm", "-disable-vector-combine"),
     # Nothing follows from an access through null; and what two branches do is not made one thing without a place.
     *("-fno-delete-null-pointer-checks", "-mllvm", "-simplifycfg-sink-common=false"),
     *("-mllvm", "-simplifycfg-hoist-common=false"),

@@ -495,6 +495,12 @@ class Instrumenter:
         )
         self.codes.append(code)
 
+    @staticmethod
+    def _is_rsqrt(f: _Function, line: str) -> bool:
+        """Whether one is divided by a square root: an operation of its own on a GPU."""
+        m = re.search(rf"\bfloat 1\.0+e\+00, ({_NAME})", line)
+        return bool(m) and m[1] in f.definitions and "llvm.sqrt." in f.lines[f.definitions[m[1]]]
+
     def _row(self, f: _Function, block: range, replaced) -> str:
         counts = dict.fromkeys(("instructions", "f32", "f16", "special", "integer", "matrix"), 0)
         matrix = ""
@@ -521,7 +527,9 @@ class Instrumenter:
                 operation = "call"
             width = int(m[1]) if (m := _VECTOR.search(line)) and m[2] in _SCALARS else 1
             kind = "f16" if re.search(r"\b(?:half|bfloat)\b", line) else "f32"
-            if operation in _FLOAT_OPERATIONS:
+            if operation == "fdiv" and self._is_rsqrt(f, line):
+                pass  # counted with its root
+            elif operation in _FLOAT_OPERATIONS:
                 counts[kind] += width
                 counts["special"] += width * (operation == "fdiv")
             elif _FUSED.match(called):
@@ -568,7 +576,7 @@ def mark_shifts(ir: str) -> str:
                 lines.append(f"  {amount} = zext i{m[1]} {m[2]} to i64, {debug[0]}")
             lines.append(f"  call void @mpsk_shift(i64 {amount}, i64 {m[3]}, ptr null), {debug[0]}")
         lines.append(line)
-    if "declare void @mpsk_shift(" not in ir:
+    if not re.search(r"(?m)^declare\b.*@mpsk_shift\(", ir):
         lines.append("declare void @mpsk_shift(i64, i64, ptr) nounwind willreturn memory(inaccessiblemem: readwrite)")
     return "\n".join(lines)
 

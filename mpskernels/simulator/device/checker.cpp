@@ -24,9 +24,15 @@ void split(std::unique_ptr<T[], void (*)(void*)>& cells, size_t count, uintptr_t
            size_t new_count, unsigned by) {
   if (!cells) return;
   auto finer = zeroed<T>(new_count);
-  for (size_t i = 0; i < new_count; ++i) {
-    const size_t old = ((new_first + i) >> by) - first;
-    if (old < count) std::memcpy(&finer[i], &cells[old], sizeof(T));
+  const auto is_used = [](const T& cell) {
+    static constexpr T none{};
+    return std::memcmp(&cell, &none, sizeof(T)) != 0;
+  };
+  for (size_t old = 0; old < count; ++old) {
+    if (!is_used(cells[old])) continue;  // its pages stay untouched
+    const uintptr_t begin = std::max((first + old) << by, new_first);
+    const uintptr_t end = std::min((first + old + 1) << by, new_first + new_count);
+    for (uintptr_t at = begin; at < end; ++at) std::memcpy(&finer[at - new_first], &cells[old], sizeof(T));
   }
   cells = std::move(finer);
 }

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+#include <tuple>
 #include <unordered_map>
 
 #include "checker.h"
@@ -448,6 +449,9 @@ struct Log {
     uint32_t bytes;
     uint16_t object;
     bool writes;
+    bool goes_with(const Entry& other) const {
+      return site == other.site && bytes == other.bytes && object == other.object && writes == other.writes;
+    }
   };
   static constexpr size_t limit = 512;
   struct Lane {
@@ -622,18 +626,22 @@ void Observer::finding(const char* kind, const char* scope, const std::string& t
 }
 
 void* Observer::scratch(size_t bytes) {
+  if (bytes > 65536) Worker::current()->refuse();
   scratch_.assign(bytes + 64, 0);
   return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(scratch_.data()) + 63) / 64 * 64);
 }
 
 // Why an access may not be: it is among the findings then.
 void Observer::refuse(uintptr_t pointer, AccessKind kind, size_t bytes, size_t align, const mpsk_site& site) {
+  if (++refused_ > 65536) Worker::current()->refuse();  // a loop that has run away
   if (!watch().check) return;
   const auto report = [&](const char* what, const std::string& text, const Object* object) {
     finding(what, "", text, object, describe(kind, site, *thread_));
   };
   if (!(pointer & MPSK_TAGGED)) return report("null", "an access through a null pointer", nullptr);
-  const Object& object = objects_[pointer >> MPSK_TAG_SHIFT & 0x3fff];
+  const size_t number = pointer >> MPSK_TAG_SHIFT & 0x3fff;
+  if (number >= objects_.size()) return report("bounds", "an access very far from any buffer", nullptr);
+  const Object& object = objects_[number];
   const auto offset = static_cast<int64_t>((pointer & MPSK_ADDRESS) - object.begin);
   if (pointer & MPSK_WRAPPED) {
     report("overflow", "the 32-bit index of this access is cut off: it needs 64 bits", &object);
@@ -654,7 +662,8 @@ void Observer::refuse(uintptr_t pointer, AccessKind kind, size_t bytes, size_t a
 
 // The object that a tagged pointer was made for, or null where the access may not be.
 const Object* Observer::resolve(uintptr_t pointer, AccessKind kind, size_t bytes, size_t align, const mpsk_site& site) {
-  const Object& object = objects_[pointer >> MPSK_TAG_SHIFT & 0x3fff];
+  const size_t number = pointer >> MPSK_TAG_SHIFT & 0x3fff;
+  const Object& object = objects_[number < objects_.size() ? number : 0];  // 0 has no bytes
   const uintptr_t address = pointer & MPSK_ADDRESS;
   const size_t offset = address - object.begin;  // huge below the beginning
   const bool inside = offset <= object.bytes && object.bytes - offset >= bytes;
@@ -761,7 +770,7 @@ void Observer::count_access(const Object& object, uintptr_t* addresses, unsigned
   const size_t unit = banked ? bank_bytes : line;
   uint64_t distinct_units = 0, distinct_bytes = 0;
   uintptr_t next_unit = 0, end = 0;  // past what is counted
-  uint8_t load[banks] = {};
+  uint32_t load[banks] = {};
   for (unsigned i = 0; i < count; ++i) {
     const uintptr_t from = std::max(addresses[i], end), to = addresses[i] + bytes;
     if (to > from) distinct_bytes += to - from;
@@ -797,7 +806,7 @@ void Observer::flush(unsigned count) {
   }
   if (longest == 0) return;
   for (size_t i = 0; uniform && i < longest; ++i) {
-    for (const Log::Lane& lane : lanes) uniform = uniform && lane.entries[i].site == lanes[0].entries[i].site;
+    for (const Log::Lane& lane : lanes) uniform = uniform && lane.entries[i].goes_with(lanes[0].entries[i]);
   }
   uintptr_t addresses[MPSK_SIMD_WIDTH];
   if (uniform) {
@@ -826,12 +835,13 @@ void Observer::flush(unsigned count) {
       uintptr_t addresses[MPSK_SIMD_WIDTH];
     };
     std::vector<Group> groups;
-    std::map<std::pair<const mpsk_site*, unsigned>, size_t> known;  // place, how often before
+    std::map<std::tuple<const mpsk_site*, unsigned, uint16_t, uint32_t>, size_t> known;  // of a place, how often before
     for (const Log::Lane& lane : lanes) {
       std::unordered_map<const mpsk_site*, unsigned> times;
       for (const Log::Entry& entry : lane.all()) {
         count_bytes(objects_[entry.object], entry.address, entry.bytes, entry.writes);
-        const auto [at, fresh] = known.try_emplace({entry.site, times[entry.site]++}, groups.size());
+        const auto [at, fresh] =
+            known.try_emplace({entry.site, times[entry.site]++, entry.object, entry.bytes}, groups.size());
         if (fresh) groups.push_back({entry.object, entry.bytes, 0, {}});
         Group& group = groups[at->second];
         group.addresses[group.count++] = entry.address;

@@ -172,6 +172,7 @@ class Observer {
   const mpsk_group* group_ = nullptr;
   const mpsk_thread* thread_ = nullptr;
   uint64_t group_barriers_ = 0;
+  uint64_t refused_ = 0;
   std::vector<const mpsk_site*> here_;  // where each thread waits
   std::vector<unsigned> counters_;      // of each lane
   size_t counters_per_lane_ = 0;

@@ -105,24 +105,17 @@ MPSK_ATOMICS(threadgroup, has_value_in_threadgroup)
 
 inline float atomic_fetch_add_explicit(volatile device atomic<float>* object, float operand,
                                        memory_order order) MPSK_RELAXED {
-  float old = mpsk_atomic::load<float>(object);
-  while (!mpsk_atomic::compare_exchange<float>(object, &old, old + operand)) {
-  }
-  return old;
+  return __atomic_fetch_add((volatile __generic float*)&object->value, operand, __ATOMIC_RELAXED);
 }
 inline float atomic_fetch_sub_explicit(volatile device atomic<float>* object, float operand,
                                        memory_order order) MPSK_RELAXED {
   return atomic_fetch_add_explicit(object, -operand, memory_order_relaxed);
 }
 inline void atomic_max_explicit(volatile device atomic<ulong>* object, ulong operand, memory_order order) MPSK_RELAXED {
-  ulong old = mpsk_atomic::load<ulong>(object);
-  while (old < operand && !mpsk_atomic::compare_exchange<ulong>(object, &old, operand)) {
-  }
+  __atomic_fetch_max(mpsk_atomic::address(object), operand, __ATOMIC_RELAXED);
 }
 inline void atomic_min_explicit(volatile device atomic<ulong>* object, ulong operand, memory_order order) MPSK_RELAXED {
-  ulong old = mpsk_atomic::load<ulong>(object);
-  while (operand < old && !mpsk_atomic::compare_exchange<ulong>(object, &old, operand)) {
-  }
+  __atomic_fetch_min(mpsk_atomic::address(object), operand, __ATOMIC_RELAXED);
 }
 #undef MPSK_RELAXED
 
