@@ -474,6 +474,8 @@ Observer::Observer(Observation& observation, const Function& function)
   ran_.resize(static_cast<size_t>(header.code_end - header.code_begin));
   for (const mpsk_code* code = header.code_begin; code != header.code_end; ++code) {
     counters_per_lane_ = std::max<size_t>(counters_per_lane_, code->first + code->block_count);
+    const std::span blocks(code->blocks, code->block_count);
+    has_matrix_.push_back(std::ranges::any_of(blocks, [](const mpsk_block& block) { return block.matrix != nullptr; }));
   }
 }
 
@@ -521,7 +523,7 @@ unsigned* Observer::counters(mpsk_code& code) {
 void Observer::count_blocks() {
   const size_t threads = static_cast<size_t>(group_->threads.x) * group_->threads.y * group_->threads.z;
   for (size_t c = 0; c < ran_.size(); ++c) {
-    if (!ran_[c]) continue;
+    if (!ran_[c] || !(watch().profile || has_matrix_[c])) continue;
     const mpsk_code& code = first_code_[c];
     for (size_t first = 0; first < threads; first += MPSK_SIMD_WIDTH) {
       const size_t count = std::min<size_t>(MPSK_SIMD_WIDTH, threads - first);

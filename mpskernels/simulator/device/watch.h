@@ -177,7 +177,8 @@ class Observer {
   std::vector<unsigned> counters_;      // of each lane
   size_t counters_per_lane_ = 0;
   mpsk_code* first_code_ = nullptr;
-  std::vector<bool> ran_;  // which functions this threadgroup ran through
+  std::vector<bool> ran_;         // which functions this threadgroup ran through
+  std::vector<bool> has_matrix_;  // which have operations on matrices
   std::vector<uint64_t> sums_;
   std::vector<unsigned> most_, least_;
   std::unique_ptr<Log> log_;
