@@ -12,6 +12,7 @@ import torch
 import mpskernels
 from mpskernels import simulator
 
+IMPORTABLE = {"PYTHONPATH": str(Path(mpskernels.__file__).parents[1])}  # in a process that runs elsewhere
 PREFIX = "#include <metal_stdlib>\nusing namespace metal;\n"
 RACE = "kernel void k(device float* x, uint i [[thread_position_in_grid]]) { x[i ^ 1] = x[i]; }"
 
@@ -162,9 +163,8 @@ def test_a_process_that_is_checked_fails_at_its_end(tmp_path):
         print("done")
         """)
     )
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, env={**os.environ, "MPSK_CHECK": "1"}
-    )
+    environment = {**os.environ, **IMPORTABLE, "MPSK_CHECK": "1"}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stdout) == (1, "done\n")
     assert "race in kernel k" in done.stderr
 
@@ -192,7 +192,7 @@ def test_the_option_of_pytest_fails_tests_whose_kernels_race(tmp_path):
         """)
     )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "mpskernels.pytest_plugin", "-p", "no:cacheprovider"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(mpskernels.__file__).parents[1])}
+    environment = {**os.environ, **IMPORTABLE}
 
     def run(*options):
         return subprocess.run(
