@@ -4,7 +4,18 @@ import copy
 
 import pytest
 import torch
-from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM, OlmoConfig, OlmoForCausalLM
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OlmoConfig,
+    OlmoForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 import mpskernels
 from mpskernels import _C, demo, nn
@@ -82,6 +93,71 @@ def test_gemma_matches_the_cpu(ids):
     logits = model(ids.to("mps")).logits
     assert sum(_C.launches()["rms_norm"].values()) == 3
     torch.testing.assert_close(logits.cpu(), gemma(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+NORMED = {"qwen3": (Qwen3Config, Qwen3ForCausalLM), "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM)}
+
+
+@pytest.fixture(params=NORMED.values(), ids=NORMED)
+def normed(request):
+    """A model that norms the heads of q and k, and its copy on our kernels."""
+    kind, make = request.param
+    torch.manual_seed(0)
+    model = make(config(kind)).eval()
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.data.normal_(0.0 if kind is Gemma3TextConfig else 1.0, 0.5)
+    # Deep copies of a model on our kernels have weights of their own.
+    first = use_mpskernels(copy.deepcopy(model))
+    second = copy.deepcopy(first).to("mps")
+    for parameter in first.parameters():
+        parameter.data.zero_()
+    return model, second
+
+
+@torch.no_grad()
+def test_norms_of_heads_run_with_the_rotation(normed, ids):
+    model, ours = normed
+    assert ours.state_dict().keys() == model.state_dict().keys()
+    _C.reset_launches()
+    logits = ours(ids.to("mps")).logits
+    launches = {op: sum(kernels.values()) for op, kernels in _C.launches().items()}
+    assert launches["qk_norm_rope"] == 1
+    assert launches["rms_norm"] == (5 if isinstance(model, Gemma3ForCausalLM) else 3)
+    assert "rope" not in launches
+    torch.testing.assert_close(logits.cpu(), model(ids).logits, atol=1e-4, rtol=1e-4)
+    prompt = ids[:1, :5]
+    expected = model.generate(prompt, max_new_tokens=4, do_sample=False)
+    assert ours.generate(prompt.to("mps"), max_new_tokens=4, do_sample=False).tolist() == expected.tolist()
+
+
+def test_unlike_norms_of_heads_run_alone(ids):
+    model = Qwen3ForCausalLM(config(Qwen3Config)).eval()
+    model.model.layers[0].self_attn.q_norm.variance_epsilon = 0.1
+    ours = use_mpskernels(copy.deepcopy(model)).to("mps")
+    with torch.no_grad():
+        _C.reset_launches()
+        logits = ours(ids.to("mps")).logits
+        assert {"rope", "rms_norm"} <= set(_C.launches())
+        assert "qk_norm_rope" not in _C.launches()
+        torch.testing.assert_close(logits.cpu(), model(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_block_compiles_into_one_graph_and_copies_no_heads(normed, ids):
+    _, ours = normed
+    block, inner = ours.model.layers[0], ours.model
+    hidden = torch.randn(2, 37, 64, generator=torch.Generator().manual_seed(0)).to("mps")
+    kind = getattr(block.self_attn, "layer_type", None)
+    rotary = (hidden, torch.arange(37, device="mps")[None], *([kind] if isinstance(ours, Gemma3ForCausalLM) else []))
+    arguments = {"position_embeddings": inner.rotary_emb(*rotary), "attention_mask": None}
+    torch._dynamo.reset()
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        expected = block(hidden, **arguments)
+    # One: heads of the attention's result go third, where the projection behind it wants them.
+    assert sum(event.name == "aten::clone" for event in profile.events()) == 1
+    torch.testing.assert_close(compiled(hidden, **arguments).cpu(), expected.cpu(), atol=1e-6, rtol=1e-6)
 
 
 def test_other_norms_are_refused_and_nothing_changes():
