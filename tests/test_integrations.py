@@ -16,6 +16,10 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 import mpskernels
 from mpskernels import _C, demo, nn
@@ -191,6 +195,57 @@ def test_modules_match_torch(ours, stock, arguments, kwargs):
     for shape in [(5, 48), (2, 48, 3)] if ours is nn.GroupNorm else [(48,), (5, 48), (2, 3, 48)]:
         x = torch.randn(shape)
         torch.testing.assert_close(mine.to("mps")(x.to("mps")).cpu(), theirs(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("stock", "offset"), [(LlamaRMSNorm, 0.0), (Qwen3RMSNorm, 0.0), (GemmaRMSNorm, 1.0), (Gemma3RMSNorm, 1.0)]
+)
+@torch.no_grad()
+def test_norms_match_those_of_transformers(stock, offset):
+    theirs, mine = stock(48, eps=1e-3), nn.RMSNorm(48, eps=1e-3, offset=offset)
+    theirs.weight.normal_()
+    mine.load_state_dict(theirs.state_dict())
+    theirs.load_state_dict(mine.state_dict())
+    x = torch.randn(2, 3, 48)
+    torch.testing.assert_close(mine.to("mps")(x.to("mps")).cpu(), theirs(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 7), (2, 7, 3), (2, 7, 3, 2)], ids=str)
+@pytest.mark.parametrize("options", [{}, {"ignore_index": 2, "label_smoothing": 0.1, "reduction": "none"}], ids=str)
+def test_cross_entropy_loss_matches_torch(shape, options):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(max(1, x.numel() // 7)).view(shape[:1] + shape[2:] if len(shape) > 1 else ()) % 7
+    leaves = x.clone().requires_grad_(), x.to("mps").requires_grad_()
+    theirs = torch.nn.CrossEntropyLoss(**options)(leaves[0], targets)
+    mine = nn.CrossEntropyLoss(**options)(leaves[1], targets.to("mps"))
+    torch.testing.assert_close(mine.cpu(), theirs, atol=1e-5, rtol=1e-5)
+    theirs.sum().backward()
+    mine.sum().backward()
+    torch.testing.assert_close(leaves[1].grad.cpu(), leaves[0].grad, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"ignore_index": 2, "label_smoothing": 0.1, "reduction": "sum"}], ids=str)
+def test_linear_cross_entropy_loss_matches_torch(options):
+    torch.manual_seed(0)
+    theirs, mine = torch.nn.LinearCrossEntropyLoss(6, 9, **options), nn.LinearCrossEntropyLoss(6, 9, chunk=2, **options)
+    mine.load_state_dict(theirs.state_dict())
+    x, targets = torch.randn(5, 6), torch.tensor([0, 2, 8, 1, 2])
+    losses = theirs(x, targets), mine.to("mps")(x.to("mps"), targets.to("mps"))
+    torch.testing.assert_close(losses[1].cpu(), losses[0], atol=1e-5, rtol=1e-5)
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(mine.linear.weight.grad.cpu(), theirs.linear.weight.grad, atol=1e-5, rtol=1e-5)
+
+
+def test_losses_refuse_what_they_lack():
+    for make, name in (
+        (lambda: nn.CrossEntropyLoss(torch.ones(3)), "CrossEntropyLoss: weight"),
+        (lambda: nn.LinearCrossEntropyLoss(4, 3, weight=torch.ones(3)), "LinearCrossEntropyLoss: weight"),
+        (lambda: nn.LinearCrossEntropyLoss(4, 3, bias=True), "LinearCrossEntropyLoss: bias"),
+        (lambda: nn.LinearCrossEntropyLoss(4, 3, out_features=(2,)), "LinearCrossEntropyLoss: out_features"),
+    ):
+        with pytest.raises(NotImplementedError, match=f"mpskernels.nn.{name} is not supported"):
+            make()
 
 
 @pytest.mark.parametrize("norm", [nn.RMSNorm, nn.LayerNorm])

@@ -288,6 +288,13 @@ def test_rope_of_its_gradient_is_itself():
     torch.testing.assert_close(back.cpu(), q.detach().cpu(), atol=1e-6, rtol=1e-6)
 
 
+@layouts
+def test_rope_definition_passes_gradcheck(interleaved):
+    theta = angles(torch.arange(3), 6)
+    leaf = random(1, 2, 3, 8).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: reference(x, theta.cos(), theta.sin(), interleaved), leaf)
+
+
 def test_rope_gradient_of_q_alone_and_of_k_alone():
     q, k = (to_mps(x) for x in heads(torch.float32))
     for first in (True, False):

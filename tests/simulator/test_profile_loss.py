@@ -25,8 +25,9 @@ def test_cross_entropy_reads_the_logits_once_in_each_direction(dtype, classes):
         loss.backward()
     f, b = rows_of(forward), rows_of(backward)
     # Beside the logits: the target, and in backward lse, scale and the gradient of the loss, by each simdgroup.
-    assert size < f.device_read <= 1.04 * size
-    assert size < b.device_read <= 1.04 * size
+    limit = 1.03 if classes > 4096 else 1.04
+    assert size < f.device_read <= limit * size
+    assert size < b.device_read <= limit * size
     assert f.device_written == 4 * 2 * 4  # loss and lse of 4 rows
     assert b.device_written == b.device_written_unique == size
     assert f.barriers == 1
