@@ -14,9 +14,9 @@ namespace mpsk {
 
 // A kernel. One threadgroup makes `packs` tiles of bm x bn.
 struct matmul_kernel {
-  enum kind { tile, gated, packed, skinny_k, skinny_n };
+  enum kind { tile, gated, packed, skinny_k, skinny_n, tensor, tensor_gated };
   kind is;
-  int64_t bm, bn, bk;
+  int64_t bm, bn, bk;      // no bk where the kernel has one for all
   int64_t wm = 1, wn = 1;  // simdgroups
   int64_t packs = 1;
   constexpr bool operator==(const matmul_kernel&) const = default;
@@ -24,7 +24,6 @@ struct matmul_kernel {
 
 // What the choice depends on.
 struct matmul_problem {
-  int family;       // Apple GPU family
   int cores;        // GPU cores
   int64_t bytes;    // of an element
   bool b_along_k;   // the layout of b: its shorter stride is that of k
@@ -33,6 +32,7 @@ struct matmul_problem {
   bool gated;
   bool only_tiles;  // groups, and second pairs of operands, of which other kernels know nothing
   bool grouped;     // of unknown sizes; m or k is their average
+  bool tensors;     // operands, precision and device are such that the matrix units of M5 may do it
 };
 
 enum class matmul_layout { any, b_along_k, b_along_n };
@@ -40,8 +40,8 @@ enum class matmul_layout { any, b_along_k, b_along_n };
 inline constexpr int64_t matmul_any = std::numeric_limits<int64_t>::max();
 
 struct matmul_choice {
-  int family = 7;     // this Apple GPU family and newer ones
-  int min_cores = 0;  // device class: 10 cores are a base chip, 20 a Pro, 40 a Max, 80 an Ultra
+  bool tensors = false;  // only where the matrix units may do it: from Apple family 10 on
+  int min_cores = 0;     // device class: 10 cores are a base chip, 20 a Pro, 40 a Max, 80 an Ultra
   int max_cores = 1000;
   int64_t bytes = 0;  // of an element; 0: any
   matmul_layout layout = matmul_layout::any;
@@ -96,6 +96,25 @@ inline constexpr matmul_choice matmul_choices[] = {
      .max_m = 4,
      .use = {matmul_kernel::skinny_n, 4, 64, 1, 1, 8},
      .evidence = "unmeasured: b is read once"},
+    {.tensors = true,
+     .max_m = 16,
+     .use = {matmul_kernel::tensor, 16, 64, 0, 1, 2},
+     .evidence = "unmeasured: half of a tile of 32 rows would be padding"},
+    {.tensors = true,
+     .max_m = 32,
+     .use = {matmul_kernel::tensor, 32, 64, 0, 1, 2},
+     .evidence = "unmeasured: half of a tile of 64 rows would be padding"},
+    {.tensors = true,
+     .fills = true,
+     .use = {matmul_kernel::tensor, 128, 128, 0, 4, 4},
+     .evidence = "unmeasured here: what MLX takes on M5; half the reads of 64x64"},
+    {.tensors = true,
+     .fills = true,
+     .use = {matmul_kernel::tensor, 64, 64, 0, 2, 2},
+     .evidence = "unmeasured: more threadgroups than 128x128; Apple's guide begins with 2x2 simdgroups of 32x32"},
+    {.tensors = true,
+     .use = {matmul_kernel::tensor, 32, 64, 0, 1, 2},
+     .evidence = "unmeasured: the most threadgroups that keep 32x32 for a simdgroup, the least that feeds the units"},
     {.bytes = 4,
      .max_m = 8,
      .use = {matmul_kernel::tile, 8, 64, 32, 1, 4},
@@ -172,6 +191,25 @@ inline constexpr matmul_choice matmul_choices[] = {
      .gated = true,
      .use = {matmul_kernel::skinny_k, 4, 16, 1, 1, 4},
      .evidence = "unmeasured: both weights are read once"},
+    {.tensors = true,
+     .max_m = 16,
+     .gated = true,
+     .use = {matmul_kernel::tensor_gated, 16, 64, 0, 1, 2},
+     .evidence = "unmeasured: half of a tile of 32 rows would be padding"},
+    {.tensors = true,
+     .max_m = 32,
+     .gated = true,
+     .use = {matmul_kernel::tensor_gated, 32, 64, 0, 1, 2},
+     .evidence = "unmeasured: half of a tile of 64 rows would be padding"},
+    {.tensors = true,
+     .gated = true,
+     .fills = true,
+     .use = {matmul_kernel::tensor_gated, 64, 64, 0, 2, 2},
+     .evidence = "unmeasured: with its two products, 64 accumulators a lane"},
+    {.tensors = true,
+     .gated = true,
+     .use = {matmul_kernel::tensor_gated, 32, 64, 0, 1, 2},
+     .evidence = "unmeasured: the most threadgroups that keep 32x32 for a simdgroup"},
     {.bytes = 4,
      .max_m = 8,
      .gated = true,
@@ -208,13 +246,19 @@ constexpr int64_t matmul_splits(const matmul_kernel& kernel, const matmul_proble
   return std::clamp<int64_t>(std::min(wanted, problem.k / matmul_min_split_k), 1, matmul_max_splits);
 }
 
+// Of one simdgroup or several, that know of groups and of second pairs of operands.
+constexpr bool makes_tiles(const matmul_kernel& kernel) {
+  return kernel.is != matmul_kernel::packed && kernel.is != matmul_kernel::skinny_k &&
+         kernel.is != matmul_kernel::skinny_n;
+}
+
 constexpr bool matmul_fits(const matmul_choice& choice, const matmul_problem& problem) {
   const bool layout =
       choice.layout == matmul_layout::any || problem.b_along_k == (choice.layout == matmul_layout::b_along_k);
-  return problem.family >= choice.family && problem.cores >= choice.min_cores && problem.cores <= choice.max_cores &&
-         (choice.bytes == 0 || choice.bytes == problem.bytes) && layout && problem.m <= choice.max_m &&
-         problem.n <= choice.max_n && problem.batch >= choice.min_batch && problem.gated == choice.gated &&
-         (!problem.only_tiles || choice.use.is == matmul_kernel::tile || choice.use.is == matmul_kernel::gated) &&
+  return (!choice.tensors || problem.tensors) && problem.cores >= choice.min_cores &&
+         problem.cores <= choice.max_cores && (choice.bytes == 0 || choice.bytes == problem.bytes) && layout &&
+         problem.m <= choice.max_m && problem.n <= choice.max_n && problem.batch >= choice.min_batch &&
+         problem.gated == choice.gated && (!problem.only_tiles || makes_tiles(choice.use)) &&
          (!choice.fills ||
           matmul_groups(choice.use, problem.m, problem.n, problem.batch) * matmul_splits(choice.use, problem) >=
               matmul_groups_per_core * problem.cores);
@@ -250,12 +294,19 @@ static_assert([] {
         {matmul_kernel::skinny_n, rows, 128 / (std::string_view(#dtype) == "f32" ? 4 : 2), 1, 1, \
          matmul_skinny_n_simdgroups},                                                            \
         false);
+#define MPSK_TENSOR(dtype, type, bm, bn, wm, wn) count(#dtype, {matmul_kernel::tensor, bm, bn, 0, wm, wn}, false);
+#define MPSK_TENSOR_GATED(dtype, type, bm, bn, wm, wn) \
+  count(#dtype, {matmul_kernel::tensor_gated, bm, bn, 0, wm, wn}, true);
     MATMUL_TILE_VARIANTS(MPSK_TILE)
+    MATMUL_TENSOR_VARIANTS(MPSK_TENSOR)
+    MATMUL_TENSOR_GATED_VARIANTS(MPSK_TENSOR_GATED)
     MATMUL_GATED_VARIANTS(MPSK_GATED)
     MATMUL_PACKED_VARIANTS(MPSK_PACKED)
     MATMUL_SKINNY_K_VARIANTS(MPSK_SKINNY_K)
     MATMUL_SKINNY_N_VARIANTS(MPSK_SKINNY_N)
 #undef MPSK_TILE
+#undef MPSK_TENSOR
+#undef MPSK_TENSOR_GATED
 #undef MPSK_GATED
 #undef MPSK_PACKED
 #undef MPSK_SKINNY_K

@@ -37,6 +37,7 @@ class Info:
     metallib: str  # its path; a folder of sources where the build had no Metal compiler
     metallib_built_by: str
     functions: int  # kernels in the metallib
+    matrix_units: str  # of M5: "used", or why they are not
     cache: Cache | None  # of a folder of sources; a metallib needs none
     pipelines: list[str]  # created so far, as name?constant=value
     launches: dict[str, dict[str, int]]  # op -> pipeline -> how often it was dispatched
@@ -48,6 +49,7 @@ class Info:
             f"torch      {self.torch}",
             f"metallib   {self.metallib}",
             f"           {self.functions} functions, built by {self.metallib_built_by}",
+            f"metal 4    matrix units {self.matrix_units}",
             *([f"cache      {self.cache}"] if self.cache else []),
             f"pipelines  {len(self.pipelines)} created",
         ]
@@ -74,6 +76,7 @@ def info() -> Info:
         metallib=path,
         metallib_built_by="Metal itself, from source at first use" if from_source else built["metallib"],
         functions=len(_C.function_names()),
+        matrix_units=f"not used: {problem}" if (problem := _C.tensor_units_problem()) else "used",
         cache=Cache(*_C.cache_report()) if from_source else None,
         pipelines=_C.pipelines(),
         launches=_C.launches(),
