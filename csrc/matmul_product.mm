@@ -227,8 +227,9 @@ at::Tensor launch_product(const matmul_product& product) {
                                .only_tiles = grouped || product.second_a.defined(),
                                .grouped = grouped,
                                .tensors = tensors};
-  const matmul_kernel kernel = choose_matmul(problem).use;
-  int64_t splits = matmul_splits(kernel, problem), k_per_split = std::max<int64_t>(a_k.size, 1);
+  const matmul_choice& choice = choose_matmul(problem);
+  const matmul_kernel& kernel = choice.use;
+  int64_t splits = matmul_splits(choice, problem), k_per_split = std::max<int64_t>(a_k.size, 1);
   if (splits > 1) {  // into whole steps of whichever kernel
     k_per_split = matmul_ceil_div(matmul_ceil_div(a_k.size, splits), 64) * 64;
     splits = matmul_ceil_div(a_k.size, k_per_split);

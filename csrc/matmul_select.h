@@ -50,13 +50,14 @@ struct matmul_choice {
   int64_t min_batch = 1;
   bool gated = false;
   bool fills = false;  // only where the grid fills the chip, by itself or with k split
+  bool whole = false;  // by itself
+  // Threadgroups that fill a core. 24 simdgroups saturate its arithmetic, and threadgroups of four of them that load in
+  // turn need company; matrix units, of which a core has one for each scheduler, are fed by a simdgroup each.
+  int64_t groups_per_core = 4;
   matmul_kernel use;
   const char* evidence;
 };
 
-// A chip is full with four threadgroups for each core: 24 simdgroups saturate the arithmetic of a core, and
-// threadgroups of four of them that load in turn need company.
-inline constexpr int64_t matmul_groups_per_core = 4;
 // Splits of k have at least so many steps of it: fewer, and the partial sums move more bytes than the operands.
 inline constexpr int64_t matmul_min_split_k = 512;
 inline constexpr int64_t matmul_max_splits = 64;
@@ -96,25 +97,6 @@ inline constexpr matmul_choice matmul_choices[] = {
      .max_m = 4,
      .use = {matmul_kernel::skinny_n, 4, 64, 1, 1, 8},
      .evidence = "unmeasured: b is read once"},
-    {.tensors = true,
-     .max_m = 16,
-     .use = {matmul_kernel::tensor, 16, 64, 0, 1, 2},
-     .evidence = "unmeasured: half of a tile of 32 rows would be padding"},
-    {.tensors = true,
-     .max_m = 32,
-     .use = {matmul_kernel::tensor, 32, 64, 0, 1, 2},
-     .evidence = "unmeasured: half of a tile of 64 rows would be padding"},
-    {.tensors = true,
-     .fills = true,
-     .use = {matmul_kernel::tensor, 128, 128, 0, 4, 4},
-     .evidence = "unmeasured here: what MLX takes on M5; half the reads of 64x64"},
-    {.tensors = true,
-     .fills = true,
-     .use = {matmul_kernel::tensor, 64, 64, 0, 2, 2},
-     .evidence = "unmeasured: more threadgroups than 128x128; Apple's guide begins with 2x2 simdgroups of 32x32"},
-    {.tensors = true,
-     .use = {matmul_kernel::tensor, 32, 64, 0, 1, 2},
-     .evidence = "unmeasured: the most threadgroups that keep 32x32 for a simdgroup, the least that feeds the units"},
     {.bytes = 4,
      .max_m = 8,
      .use = {matmul_kernel::tile, 8, 64, 32, 1, 4},
@@ -131,6 +113,26 @@ inline constexpr matmul_choice matmul_choices[] = {
      .max_m = 16,
      .use = {matmul_kernel::tile, 16, 64, 64, 1, 4},
      .evidence = "unmeasured: b is read once, in lines of 128 bytes"},
+    {.tensors = true,
+     .max_m = 32,
+     .groups_per_core = 1,
+     .use = {matmul_kernel::tensor, 32, 64, 0, 1, 1},
+     .evidence = "unmeasured: half of a tile of 64 rows would be padding"},
+    {.tensors = true,
+     .fills = true,
+     .whole = true,
+     .use = {matmul_kernel::tensor, 128, 128, 0, 4, 2},
+     .evidence = "unmeasured: MLX's tile on M5; 32x64 for a simdgroup, so that L1 keeps up and lines are read whole"},
+    {.tensors = true,
+     .fills = true,
+     .whole = true,
+     .groups_per_core = 2,
+     .use = {matmul_kernel::tensor, 64, 64, 0, 2, 1},
+     .evidence = "unmeasured: the smallest tile that L2 keeps up with"},
+    {.tensors = true,
+     .groups_per_core = 1,
+     .use = {matmul_kernel::tensor, 32, 64, 0, 1, 1},
+     .evidence = "unmeasured: the most threadgroups; k is split only for cores that would idle"},
     {.max_m = 32,
      .fills = true,
      .use = {matmul_kernel::tile, 32, 64, 16, 1, 2},
@@ -191,25 +193,6 @@ inline constexpr matmul_choice matmul_choices[] = {
      .gated = true,
      .use = {matmul_kernel::skinny_k, 4, 16, 1, 1, 4},
      .evidence = "unmeasured: both weights are read once"},
-    {.tensors = true,
-     .max_m = 16,
-     .gated = true,
-     .use = {matmul_kernel::tensor_gated, 16, 64, 0, 1, 2},
-     .evidence = "unmeasured: half of a tile of 32 rows would be padding"},
-    {.tensors = true,
-     .max_m = 32,
-     .gated = true,
-     .use = {matmul_kernel::tensor_gated, 32, 64, 0, 1, 2},
-     .evidence = "unmeasured: half of a tile of 64 rows would be padding"},
-    {.tensors = true,
-     .gated = true,
-     .fills = true,
-     .use = {matmul_kernel::tensor_gated, 64, 64, 0, 2, 2},
-     .evidence = "unmeasured: with its two products, 64 accumulators a lane"},
-    {.tensors = true,
-     .gated = true,
-     .use = {matmul_kernel::tensor_gated, 32, 64, 0, 1, 2},
-     .evidence = "unmeasured: the most threadgroups that keep 32x32 for a simdgroup"},
     {.bytes = 4,
      .max_m = 8,
      .gated = true,
@@ -220,6 +203,24 @@ inline constexpr matmul_choice matmul_choices[] = {
      .gated = true,
      .use = {matmul_kernel::gated, 8, 32, 64, 1, 4},
      .evidence = "unmeasured: both weights are read once, in lines of 128 bytes"},
+    {.tensors = true,
+     .max_m = 32,
+     .gated = true,
+     .groups_per_core = 1,
+     .use = {matmul_kernel::tensor_gated, 32, 64, 0, 1, 2},
+     .evidence = "unmeasured: half of a tile of 64 rows would be padding"},
+    {.tensors = true,
+     .gated = true,
+     .fills = true,
+     .whole = true,
+     .groups_per_core = 2,
+     .use = {matmul_kernel::tensor_gated, 64, 64, 0, 2, 2},
+     .evidence = "unmeasured: with its two products, 64 accumulators a lane"},
+    {.tensors = true,
+     .gated = true,
+     .groups_per_core = 1,
+     .use = {matmul_kernel::tensor_gated, 32, 64, 0, 1, 2},
+     .evidence = "unmeasured: the most threadgroups"},
     {.max_m = 32,
      .gated = true,
      .use = {matmul_kernel::gated, 32, 32, 16, 2, 2},
@@ -239,10 +240,10 @@ constexpr int64_t matmul_groups(const matmul_kernel& kernel, int64_t m, int64_t 
 }
 
 // Into how many parts k is split so that the grid fills the chip.
-constexpr int64_t matmul_splits(const matmul_kernel& kernel, const matmul_problem& problem) {
-  if (problem.grouped || kernel.is == matmul_kernel::packed) return 1;
-  const int64_t groups = matmul_groups(kernel, problem.m, problem.n, problem.batch);
-  const int64_t wanted = matmul_ceil_div(matmul_groups_per_core * problem.cores, groups);
+constexpr int64_t matmul_splits(const matmul_choice& choice, const matmul_problem& problem) {
+  if (problem.grouped || choice.use.is == matmul_kernel::packed) return 1;
+  const int64_t groups = matmul_groups(choice.use, problem.m, problem.n, problem.batch);
+  const int64_t wanted = matmul_ceil_div(choice.groups_per_core * problem.cores, groups);
   return std::clamp<int64_t>(std::min(wanted, problem.k / matmul_min_split_k), 1, matmul_max_splits);
 }
 
@@ -259,9 +260,9 @@ constexpr bool matmul_fits(const matmul_choice& choice, const matmul_problem& pr
          problem.cores <= choice.max_cores && (choice.bytes == 0 || choice.bytes == problem.bytes) && layout &&
          problem.m <= choice.max_m && problem.n <= choice.max_n && problem.batch >= choice.min_batch &&
          problem.gated == choice.gated && (!problem.only_tiles || makes_tiles(choice.use)) &&
-         (!choice.fills ||
-          matmul_groups(choice.use, problem.m, problem.n, problem.batch) * matmul_splits(choice.use, problem) >=
-              matmul_groups_per_core * problem.cores);
+         (!choice.fills || matmul_groups(choice.use, problem.m, problem.n, problem.batch) *
+                                   (choice.whole ? 1 : matmul_splits(choice, problem)) >=
+                               choice.groups_per_core * problem.cores);
 }
 
 constexpr const matmul_choice& choose_matmul(const matmul_problem& problem) {

@@ -15,8 +15,9 @@ using namespace mpsk;
 
 // The `rows` x `columns` part of a tile that a simdgroup makes, from row `row` and column `column` of the tile on.
 //
-// A lane's elements of the sums are where the chip puts them: each is asked for its place. The operands' layout is part
-// of the sums' type, and so of the template.
+// A lane's elements of the sums are where the chip puts them: each is asked for its place, and four that turn out to be
+// neighbours, in either direction, are stored together. The operands' layout is part of the sums' type, and so of the
+// template.
 template <typename T, int rows, int columns, int products, bool along_m, bool along_k>
 void make_part(const device T* a, const device T* b, const device T* second_a, const device T* second_b,
                constant matmul_params& p, tile_place place, matmul_result<T> result, int row, int column) {
@@ -71,11 +72,37 @@ void make_part(const device T* a, const device T* b, const device T* second_a, c
     }
   }
 
+  constexpr ushort run = 4;  // elements whose places are looked at together
 #pragma clang loop unroll(full)
-  for (ushort i = 0; i < sums.get_capacity(); ++i) {
+  for (ushort i = 0; i < sums.get_capacity(); i += run) {
+    float2 both[run];  // by column, if they turn out to be neighbours
+    bool neighbours = true;
     const auto at = sums.get_multidimensional_index(i);  // (column, row)
-    if (sums.is_valid_element(i) && at[1] < row_count && at[0] < column_count) {
-      result.store(float2(sums[i], up_sums[i]), place.first_row + row + at[1], first_column + at[0]);
+    const int first = at[0] / run * run;
+#pragma clang loop unroll(full)
+    for (ushort e = 0; e < run; ++e) {
+      const bool ascends = at[0] == first;
+      const auto its = sums.get_multidimensional_index(i + e);
+      neighbours = neighbours && its[1] == at[1] && its[0] == (ascends ? first + e : first + run - 1 - e);
+      both[e] = float2(sums[i + e], up_sums[i + e]);
+    }
+    if (neighbours && at[0] != first) {
+      const float2 last = both[0], third = both[1];
+      both[0] = both[3];
+      both[1] = both[2];
+      both[2] = third;
+      both[3] = last;
+    }
+    if (neighbours && at[1] < row_count && first + run <= column_count) {
+      result.store(both, place.first_row + row + at[1], first_column + first);
+      continue;
+    }
+#pragma clang loop unroll(full)
+    for (ushort e = 0; e < run; ++e) {
+      const auto its = sums.get_multidimensional_index(i + e);
+      if (sums.is_valid_element(i + e) && its[1] < row_count && its[0] < column_count) {
+        result.store(float2(sums[i + e], up_sums[i + e]), place.first_row + row + its[1], first_column + its[0]);
+      }
     }
   }
 }
@@ -91,7 +118,8 @@ void make_part(const device T* a, const device T* b, const device T* second_a, c
 // - a simdgroup asks for m n k (wm / bm + wn / bn) elements, of which simdgroups in one row or column of the tile share
 //   theirs through L1: m n k (1 / bm + 1 / bn) come from L2, as in matmul_tile;
 // - parts at an edge multiply as many rows and columns as whole ones, and k in steps of 16;
-// - out is written two bytes at a time: a wider store would lean on the layout of the sums, which Metal leaves open.
+// - out is written four elements at a time by lanes in several rows, or one by one: the layout of the sums decides,
+//   which Metal leaves open.
 //
 // Where it is right to use it, the glue knows: the GPU family and the library that Metal opened (runtime.h), operands
 // with a stride of 1 and aligned rows, pitches that fit the 32 bits that tensors have for them.

@@ -17,6 +17,9 @@ def test_info_describes_the_installation():
     assert info.simulated == (sys.platform != "darwin")
     assert Path(info.metallib).name in {"mpskernels.metallib", "metal"}  # metal: built without a Metal compiler
     assert info.functions == len(_C.function_names()) > 0
+    assert (info.matrix_units == "used") == (not _C.tensor_units_problem())
+    if info.gpu_family < 10:
+        assert info.matrix_units == f"not used: a GPU of Apple family {info.gpu_family} has none"
 
 
 def test_info_counts_launches_per_op_and_pipeline():

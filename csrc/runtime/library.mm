@@ -93,23 +93,26 @@ id<MTLLibrary> open(Library& library) {
   return library.opened.get();
 }
 
-// Why kernels may not use matrix units; empty where they may.
+// Why Metal does not take a library; empty: it does.
+std::string refusal(Library& library) {
+  try {
+    open(library);
+    return "";
+  } catch (const c10::Error& error) {
+    return error.what_without_backtrace();
+  }
+}
+
+// Why kernels may not use matrix units; empty: they may.
 std::string look_for_tensor_units(State& s, int family) {
   if (family < kTensorFamily) return c10::str("a GPU of Apple family ", family, " has none");
   @autoreleasepool {
-    bool found = false;
     for (Library& library : libraries(s)) {
       // Of the Hub's builder, which puts all kernels into one.
       if (library.embedded != nullptr) return "the library inside the module is for macOS 26.0, and they need 26.2";
-      if (!library.metal4) continue;
-      found = true;
-      try {
-        open(library);
-      } catch (const c10::Error& error) {
-        return error.what_without_backtrace();
-      }
+      if (library.metal4) return refusal(library);
     }
-    return found ? "" : "the build had no compiler for Metal 4";
+    return "the build had no compiler for Metal 4";
   }
 }
 
@@ -135,7 +138,7 @@ std::shared_ptr<const Pipeline> create(State& s, const std::string& name, const 
   Retained<id<MTLFunction>> function;
   NSString* source = nil;
   for (Library& library : libraries(s)) {
-    if (function || !may_hold(library, name) || (library.metal4 && s.tensor_units_problem != "")) continue;
+    if (function || !may_hold(library, name)) continue;
     source = library.source.get();
     function = Retained<id<MTLFunction>>([open(library) newFunctionWithName:ns_string(name)
                                                              constantValues:values.get()
@@ -203,13 +206,12 @@ std::string tensor_units_problem() {
 bool has_tensor_units() { return tensor_units_problem().empty(); }
 
 std::vector<std::string> function_names() {
-  const bool metal4 = has_tensor_units();
   State& s = state();
   std::lock_guard lock(s.mutex);
   @autoreleasepool {
     std::vector<std::string> names;
     for (Library& library : libraries(s)) {
-      if (library.metal4 && !metal4) continue;
+      if (library.metal4 && !refusal(library).empty()) continue;
       for (NSString* name in [open(library) functionNames]) names.emplace_back([name UTF8String]);
     }
     return names;

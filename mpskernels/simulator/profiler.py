@@ -97,7 +97,7 @@ class Dispatch:
 
     @property
     def flops(self) -> int:
-        return self.matrix_flops + self.f32_flops + self.f16_flops
+        return self.matrix_flops + self.tensor_flops + self.f32_flops + self.f16_flops
 
     @property
     def device_bytes(self) -> int:

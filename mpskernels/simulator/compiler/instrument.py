@@ -29,7 +29,12 @@ _ATOMIC = re.compile(rf"\s*{_NAME} = (?:atomicrmw|cmpxchg)(?: weak)?(?: volatile
 _MEMORY = re.compile(r"call void @llvm\.(memcpy|memmove|memset)\.")
 _CALLED = re.compile(r"\bcall\b.*?@([\w.$]+)\(")
 _WAITS = {"mpsk_simd", "mpsk_meet", "mpsk_threadgroup_barrier", "mpsk_simdgroup_barrier", "mpsk_fault"}
-_PLACED = {"mpsk_matrix_memory", "mpsk_tensor_memory", "mpsk_shift", "mpsk_zero_division"}  # whose last argument is the place of the call
+_PLACED = {
+    "mpsk_matrix_memory",
+    "mpsk_tensor_memory",
+    "mpsk_shift",
+    "mpsk_zero_division",
+}  # whose last argument is the place of the call
 # Headers that keep to the memory of lanes and to addresses that they were given.
 _OWN_MEMORY = ("simdgroup_matrix.h", "simdgroup.h", "runtime.h", "tensor_ops.h")
 _POINTER = re.compile(rf"ptr (?:\w+ |align \d+ |dereferenceable\(\d+\) )*({_NAME}|null)")

@@ -221,8 +221,6 @@ struct matmul2d {
   // Its elements have no value yet.
   template <typename Left, typename Right, typename C, typename Coordinate = int>
   cooperative_tensor_destination_t<Left, Right, C> get_destination_cooperative_tensor() const {
-    static_assert(!is_pointing<Left> && !is_pointing<Right>,
-                  "the operands' types may have no address space: use remove_addrspace_t");
     cooperative_tensor_destination_t<Left, Right, C> fresh;
     for (int i = 0; i < fresh.get_capacity(); ++i) fresh.values[i] = C(__builtin_nanf(""));
     return fresh;
@@ -256,9 +254,6 @@ struct matmul2d {
   }
 
  private:
-  template <typename T>
-  static constexpr bool is_pointing = !is_same_v<T, remove_addrspace_t<T>>;
-
   // Where the data of an operand begins, of which `count` of the rows from `first` on are read, or, `across`, of the
   // columns; along the other extent `depth`.
   template <typename Tensor>
