@@ -175,8 +175,8 @@ class Build:
         self.outputs += [folder / name for name in sorted(texts)]
 
     def metallib(self, safe: Path | None) -> str | None:
-        """One object per .metal file, then a link, for each language that they need; says how it was done, or None where
-        there is no compiler. In fast math, and for the tests again in safe math, as `safe`."""
+        """One object per .metal file, then a link, for each language that they need; says how it was done, or None
+        where there is no compiler. In fast math, and for the tests again in safe math, as `safe`."""
         stds = {METAL_STD: "", METAL4_STD: "-metal4"}
         if MACOS:
             xcrun = program("xcrun", "xcode-select --install")
