@@ -53,7 +53,7 @@ struct rope_columns {
   // Zeros for what does not exist.
   template <typename E>
   rope_quad load(const device E* row, long stride) const {
-    rope_quad quad = {0.0f, 0.0f};
+    rope_quad quad = {float4(0.0f), float4(0.0f)};
     if (count == 0) {
       return quad;
     }
@@ -199,7 +199,8 @@ inline rope_column<T> column_of(rope_unit unit, uint quad, rope_table<T> entries
   }
   c.cosines = float4(cosines[0], cosines[1], cosines[2], cosines[3]);
   c.sines = float4(sines[0], sines[1], sines[2], sines[3]);
-  c.weight = {1.0f, 1.0f};
+  c.weight.a = 1.0f;
+  c.weight.b = 1.0f;
   if (has_weights) {
     const long stride = p.weight_strides[unit.which];
     c.weight = weights_f32 ? c.columns.load(reinterpret_cast<const device float*>(weight), stride)
@@ -327,7 +328,7 @@ template <typename T, uint quads>
 #pragma clang loop unroll(full)
   for (uint i = 0; i < quads; ++i) {
     columns[i] = column_of<T>(unit, unit.lane + i * p.lanes, entries, weight, p);
-    of_weight[i] = {0.0f, 0.0f};
+    of_weight[i] = {float4(0.0f), float4(0.0f)};
   }
   for (uint h = unit.first_head; h < unit.first_head + unit.heads; ++h) {
     const device T* row = from + unit.at(h, unit.which, p.strides);
@@ -384,7 +385,7 @@ template <typename T, uint quads>
     sums[simdgroup][1][lane] = of_weight[i].b;
     threadgroup_barrier(mem_flags::mem_threadgroup);  // publishes sums
     if (thread_index < p.lanes) {
-      rope_quad total = {0.0f, 0.0f};
+      rope_quad total = {float4(0.0f), float4(0.0f)};
       for (uint s = 0; s < rope_threads / 32; ++s) {
         total.a += sums[s][0][lane];
         total.b += sums[s][1][lane];
