@@ -32,6 +32,7 @@ enum norm_buffer {
   // of group norm
   norm_buffer_parts = 19,       // float4 for each part of a row
   norm_buffer_statistics = 20,  // norm_statistics for each row
+  norm_buffer_parts_in = 21,    // the same parts, of an earlier launch
 };
 
 // Function constants, all bool. The ids of this family: 300 to 399.
@@ -59,6 +60,9 @@ enum norm_constant {
   norm_constant_held = 319,           // parameters stay in registers from row to row
   norm_constant_ahead = 320,          // the next row is read before the sums of this one
   norm_constant_kept = 321,           // backward: the elements of a row stay in registers until it is written
+  // of group norm
+  norm_constant_parts_in = 322,  // the sums of the parts are known
+  norm_constant_staged = 323,    // parameters lie in threadgroup memory
 };
 
 enum { norm_max_dims = 16 };         // leading dimensions, after the glue has merged those that one stride describes
@@ -109,6 +113,8 @@ struct norm_params {
 };
 
 enum { norm_part_elements = 16384 };  // the most of a row of group norm that a threadgroup holds in registers
+enum { norm_merged_parts = 32 };      // of a row, that each of its threadgroups merges; more take a launch of their own
+enum { norm_staged_channels = 1024 };  // of all parts of a threadgroup, whose parameters it stages
 
 // Of samples, channels and positions, in elements.
 struct group_norm_strides {

@@ -184,7 +184,8 @@ def test_group_norm_launches():
     def launched(shape):
         _C.reset_launches()
         x = random(*shape).to("mps").requires_grad_()
-        mpskernels.group_norm(x, 2, torch.ones(4, device="mps", requires_grad=True)).sum().backward()
+        weight = torch.ones(x.size(1), device="mps", requires_grad=True)
+        mpskernels.group_norm(x, x.size(1) // 2, weight).sum().backward()
         return [[label.split("?")[0].removesuffix("_f32") for label in _C.launches()[op]] for op in OPS]
 
     ops_backward = sorted(
@@ -192,7 +193,9 @@ def test_group_norm_launches():
     )
     small, large = launched((2, 4, 3, 3)), launched((1, 4, 100, 101))
     assert small == [["norm_group_part"], ops_backward]
-    assert large == [["norm_group_merge", "norm_group_part", "norm_group_part"], ops_backward]
+    assert large == [["norm_group_part", "norm_group_part"], ops_backward]
+    assert launched((1, 2, 1 << 18)) == [["norm_group_part", "norm_group_part"], ops_backward]
+    assert launched((1, 2, (1 << 18) + 1))[0] == ["norm_group_merge", "norm_group_part", "norm_group_part"]
 
 
 OPS = ("group_norm", "group_norm_backward")

@@ -117,9 +117,27 @@ def test_backward_moves_every_element_once(op, columns):
     assert first.atomics == second.atomics == 0
 
 
-def test_group_norm_moves_every_element_once():
-    x = rows(2, 64, 16, 16)
-    for layout in (x, x.to(memory_format=torch.channels_last)):
-        [dispatch] = [d for d in dispatches(lambda t=layout: mpskernels.group_norm(t, 8)) if "norm_group" in d.kernel]
-        assert dispatch.device_bytes == dispatch.device_bytes_unique == 2 * x.numel() * 2
-        assert dispatch.barriers == 2
+@pytest.mark.parametrize("shape", [(2, 64, 16, 16), (2, 64, 6, 6), (3, 16, 8, 8), (2, 8, 64, 64)], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["first", "last"])
+def test_group_norm_moves_every_element_once(shape, layout):
+    x, w, b = rows(*shape).to(memory_format=layout), rows(shape[1]), rows(shape[1])
+    found = dispatches(lambda: mpskernels.group_norm(x, 8, w, b, silu=True))
+    [dispatch] = [d for d in found if "norm_group" in d.kernel]
+    moved, parameters = 2 * x.numel() * 2, 2 * shape[1] * 2
+    assert dispatch.device_bytes_unique == moved + parameters
+    assert dispatch.device_bytes == moved + shape[0] * parameters  # each group of each sample reads its own
+    assert dispatch.device_bytes <= 1.03 * dispatch.device_bytes_unique
+    assert dispatch.barriers <= 2
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["first", "last"])
+def test_long_groups_are_read_twice(layout):
+    x, w, b = rows(1, 32, 64, 72).to(memory_format=layout), rows(32), rows(32)
+    found = dispatches(lambda: mpskernels.group_norm(x, 1, w, b))
+    first, second = [d for d in found if "norm_group" in d.kernel]
+    size, parts, parameters = x.numel() * 2, 9, 2 * 32 * 2
+    assert first.device_bytes == first.device_bytes_unique == size + parts * 16
+    assert second.device_bytes_unique == 2 * size + parts * 16 + parameters
+    assert first.device_bytes + second.device_bytes <= 1.03 * (3 * size + parameters)
+    assert first.barriers == 2
+    assert second.barriers == 1
