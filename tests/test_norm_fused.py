@@ -369,6 +369,42 @@ def test_rows_of_zeros(case):
     check_backward(case, tensors, grads)
 
 
+@pytest.mark.parametrize("case", ["rms_norm", "layer_norm", "gated_rms_norm_first"])
+@pytest.mark.parametrize("columns", [65536, 65537, 131075])
+def test_norms_of_very_long_rows(case, columns):
+    tensors = inputs(case, (2, columns), torch.float16, grid=True)
+    check_forward(case, tensors)
+    check_backward(case, tensors, output_grads(case, (2, columns), torch.float16))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("offset", [0, 1])  # with vectors and without
+def test_rows_may_lie_2_to_the_31_elements_apart(offset):
+    memory = torch.empty(2**31 + 41, dtype=torch.float16, device="mps")
+
+    def far(values):
+        rows = memory.as_strided((2, 40), (2**31, 1), offset)
+        rows.copy_(values)
+        return rows
+
+    for case in ("layer_norm", "add_rms_norm", "gated_rms_norm"):
+        tensors, [grad, *more] = (
+            inputs(case, (2, 40), torch.float16, grid=True),
+            output_grads(case, (2, 40), torch.float16),
+        )
+        for name in CASES[case][1].split():
+            if name in ("x", "residual", "gate"):
+                near = [out.cpu() for out in call(case, to_mps(tensors))]
+                found = call(case, to_mps(tensors) | {name: far(tensors[name])})
+                assert all(torch.equal(out.cpu(), want) for out, want in zip(found, near, strict=True))
+        expected = gradients(case, tensors, [grad, *more], False)
+        leaves = {name: t.requires_grad_() for name, t in to_mps(tensors).items()}
+        outputs = call(case, leaves)
+        found = torch.autograd.grad(outputs, list(leaves.values()), [far(grad), *to_mps(more)])
+        for name, got in zip(leaves, found, strict=True):
+            assert torch.equal(got.cpu(), expected[name].cpu())
+
+
 @cases
 def test_definitions_pass_gradcheck(case):
     op, _, options = CASES[case]

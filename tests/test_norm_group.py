@@ -86,6 +86,26 @@ def test_group_norm_without_parameters(which):
     compare(x, 3, weight if which == "weight" else None, bias if which == "bias" else None, silu=True)
 
 
+@pytest.mark.parametrize("order", ["first", "last"])
+def test_group_norm_of_more_channels_than_are_staged(order):
+    for channels, positions in [(1100, 3), (1024, 2), (8000, 5)]:  # 16384 elements, and less, and more
+        x = random(2, channels, positions)
+        x = x.mT.contiguous().mT if order == "last" else x
+        compare(x, 1, *parameters(channels, torch.float32))
+
+
+def test_group_norm_of_more_parts_than_a_threadgroup_merges():
+    x = random(1, 2, (1 << 18) + 3) + torch.tensor([0.0, 3.0])[:, None]
+    want = definition(x.double(), 1, *(p.double() for p in parameters(2, torch.float32)))
+    out = mpskernels.group_norm(to_mps(x), 1, *to_mps(parameters(2, torch.float32)))
+    assert_accurate(out, want, scale=want.abs().clamp(min=1.0), allowed=16.0)
+
+
+def test_definition_passes_gradcheck():
+    leaves = [t.double().requires_grad_() for t in (random(2, 6, 4), *parameters(6, torch.float32))]
+    assert torch.autograd.gradcheck(lambda x, w, b: definition(x, 3, w, b, silu=True), leaves)
+
+
 STRIDES = {
     "channels_of_more": lambda: random(2, 20, 4, 6)[:, 4:16],
     "every_second_channel": lambda: random(2, 24, 4, 6)[:, ::2],
