@@ -146,7 +146,8 @@ def group_norm(
     Returns:
         `x.shape`, in the dtype of `x`; channels last in memory for an `x` that is contiguous so, of 4 or 5 dimensions,
         else contiguous. Differentiable, deterministic and exact as `layer_norm`. Groups of up to 16384 elements take
-        one launch that reads x once; larger ones are divided, and x is read twice.
+        one launch that reads x once; larger ones are divided, and two launches (three beyond 2^19 elements) read x
+        twice.
 
     Raises: as `layer_norm`; ValueError for a `num_groups` that is no divisor; NotImplementedError for positions of
         several strides.
