@@ -177,6 +177,18 @@ def test_kernels_of_one_name_and_deduced_arguments():
         assert out.tolist() == [size] * 3
 
 
+def test_variables_with_the_name_of_a_kernel():
+    source = """
+    kernel void k(device float* out, uint i [[thread_position_in_grid]]) {
+      float sum = 0;
+      for (uint k = 0; k < 4; ++k) sum += simd_sum(float(k));
+      threadgroup_barrier(mem_flags::mem_none);
+      out[i] = sum;
+    }
+    """
+    assert run(source) == [6 * 32] * 32
+
+
 # --- Memory -----------------------------------------------------------------------------------
 
 

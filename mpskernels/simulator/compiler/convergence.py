@@ -49,8 +49,10 @@ class Convergence:
         return self.tokens[self.source.match[k] - 1].text
 
     def _functions_that_reach(self, wanted: Callable[[str], bool]) -> set[str]:
-        """Names of the functions with such a token in their bodies, and of all that call one."""
-        words = {body: {t.text for t in self.tokens[body : self.source.match[body]]} for body in self.names}
+        """Names of the functions with such a token in their bodies, and of all that call one. Nothing calls a kernel:
+        where its name is met, something else has it."""
+        callable_bodies = self.names.keys() - self.kernels
+        words = {body: {t.text for t in self.tokens[body : self.source.match[body]]} for body in callable_bodies}
         found = {self.names[body] for body, texts in words.items() if any(map(wanted, texts))}
         while more := {self.names[body] for body, texts in words.items() if texts & found} - found:
             found |= more

@@ -233,20 +233,36 @@ void memory_written(const std::byte* begin, size_t bytes) {
 
 namespace {
 
-// Calls `visit` with the offset in the storage of each element, until it says no.
+// Calls `visit` with the offset in the storage and the bytes of each run of elements that lie one behind the other, in
+// the elements' order.
 template <class Visit>
-void for_each(const Elements& elements, Visit visit) {
+void for_each_run(const Elements& elements, Visit visit) {
+  size_t run = elements.element_size, dims = elements.sizes.size();
+  while (dims > 0 &&
+         elements.strides[dims - 1] * static_cast<int64_t>(elements.element_size) == static_cast<int64_t>(run)) {
+    run *= static_cast<size_t>(elements.sizes[--dims]);
+  }
   const auto base = static_cast<size_t>(elements.first - elements.storage);
-  const size_t dims = elements.sizes.size();
   std::vector<int64_t> index(dims, 0);
   for (;;) {
     int64_t offset = 0;
     for (size_t d = 0; d < dims; ++d) offset += index[d] * elements.strides[d];
-    visit(base + static_cast<size_t>(offset) * elements.element_size, index);
+    visit(base + static_cast<size_t>(offset) * elements.element_size, run);
     size_t d = dims;
     while (d > 0 && ++index[d - 1] == elements.sizes[d - 1]) index[--d] = 0;
     if (d == 0) return;
   }
+}
+
+// The index of an element in a tensor of these sizes, from its number.
+std::string index_text(size_t number, std::span<const int64_t> sizes) {
+  std::string text;
+  for (size_t d = sizes.size(); d-- > 0;) {
+    const auto size = static_cast<size_t>(sizes[d]);
+    text.insert(0, (d ? ", " : "") + std::to_string(number % size));
+    number /= size;
+  }
+  return text;
 }
 
 }  // namespace
@@ -256,14 +272,13 @@ void memory_written(const Elements& elements) {
   const std::lock_guard lock(all.mutex);
   const auto at = all.memory.find(reinterpret_cast<uintptr_t>(elements.storage));
   if (at == all.memory.end()) return;
-  for_each(elements, [&](size_t offset, const auto&) { at->second->set(offset, elements.element_size); });
+  for_each_run(elements, [&](size_t offset, size_t bytes) { at->second->set(offset, bytes); });
 }
 
 void memory_read(const Elements& elements) {
   State& all = state();
-  size_t missing = 0, total = 0;
+  size_t missing = 0, total = 0, first = 0;
   Finding finding;
-  std::string where;
   {
     const std::lock_guard lock(all.mutex);
     const auto at = all.memory.find(reinterpret_cast<uintptr_t>(elements.storage));
@@ -271,18 +286,22 @@ void memory_read(const Elements& elements) {
     Initialised& known = *at->second;
     finding.kernel = known.kernel;
     finding.buffer = known.buffer;
-    for_each(elements, [&](size_t offset, const std::vector<int64_t>& index) {
-      ++total;
-      if (known.all(offset, elements.element_size)) return;
-      for (size_t d = 0; missing == 0 && d < index.size(); ++d) where += (d ? ", " : "") + std::to_string(index[d]);
-      ++missing;
+    for_each_run(elements, [&](size_t offset, size_t bytes) {
+      const size_t count = bytes / elements.element_size;
+      const size_t look_at = known.all(offset, bytes) ? 0 : count;
+      for (size_t i = 0; i < look_at; ++i) {
+        if (known.all(offset + i * elements.element_size, elements.element_size)) continue;
+        if (missing++ == 0) first = total + i;
+      }
+      total += count;
     });
     if (missing == 0) return;
     known.set(0, known.bytes);  // once is enough
   }
   finding.kind = "not stored";
   finding.text = std::to_string(missing) + " of the " + std::to_string(total) +
-                 " elements that are read back were never stored, the first at index (" + where + ")";
+                 " elements that are read back were never stored, the first at index (" +
+                 index_text(first, elements.sizes) + ")";
   add_finding(std::move(finding));
 }
 
