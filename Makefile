@@ -1,5 +1,6 @@
 # make demo    the main job on this machine, from nothing: packages, environment, build, run
-# make test    the tests, those of the kernels also in safe math and under check (make test-all: also the slow ones)
+# make test    the tests, those of the kernels also in safe math and under check, on M4 and where it has kernels of its
+#              own on M5 (make test-all: also the slow ones)
 # make lint    what CI checks; make format applies it
 # make bench   our ops against stock torch; make bench-simulator: the simulator itself
 # make light   how near the speed of light the kernels are predicted to come on each chip (Linux)
@@ -15,6 +16,9 @@ PYTEST := $(PY) -m pytest -q
 # The tests of the kernels: those of every family that metal/ has.
 FAMILIES = $(patsubst metal/%_variants.h,%,$(wildcard metal/*_variants.h))
 KERNEL_TESTS = $(foreach family,$(FAMILIES),$(wildcard tests/test_$(family)*.py))
+# Those with kernels for M5's matrix units, which where there are none run once more on a simulated M5.
+M5_TESTS = $(wildcard tests/test_matmul*.py)
+M5_PYTEST = $(if $(filter Linux,$(shell uname)),MPSK_SIMULATE=m5 $(PYTEST),@: )
 CHECKED = $(if $(filter Linux,$(shell uname)),--mpsk-check)  # the simulator's checker watches them
 CPP = git ls-files -co --exclude-standard -- '*.h' '*.cpp' '*.mm' '*.metal'
 
@@ -27,10 +31,13 @@ demo: build
 test: build
 	$(PYTEST) -n 2 -m "not slow" $(ARGS)
 	$(if $(ARGS),,$(PYTEST) -n 2 -m "not slow" --math-mode safe $(CHECKED) $(KERNEL_TESTS))
+	$(if $(ARGS),,$(M5_PYTEST) -n 2 -m "not slow" --math-mode safe $(CHECKED) $(M5_TESTS))
 
 test-all: build
 	$(PYTEST) -n 2 $(ARGS)
 	$(if $(ARGS),,$(PYTEST) -n 2 --math-mode safe $(CHECKED) $(KERNEL_TESTS))
+	$(if $(ARGS),,$(M5_PYTEST) -n 2 $(M5_TESTS))
+	$(if $(ARGS),,$(M5_PYTEST) -n 2 --math-mode safe $(CHECKED) $(M5_TESTS))
 
 lint: setup
 	$(PY) -m ruff check

@@ -27,7 +27,10 @@ HERE = Path(__file__).resolve().parent
 SIMULATOR = HERE / "mpskernels" / "simulator"
 MACOS = platform.system() == "Darwin"
 DEVICE = "simulator/lib/libmpsk_metal.so"
-METAL_STD = "metal3.1"
+METAL_STD, METAL4_STD = "metal3.1", "metal4.0"
+NEEDS_METAL4 = "#include <metal_tensor>"  # in a source
+# The oldest macOS for each: Metal refuses a library on an older one. With 26.2 came what MPP's products need.
+MACOS_FOR = {METAL_STD: "14.0", METAL4_STD: "26.2"}
 
 
 def torch_root() -> Path:
@@ -172,12 +175,14 @@ class Build:
         self.outputs += [folder / name for name in sorted(texts)]
 
     def metallib(self, safe: Path | None) -> str | None:
-        """One object per .metal file, then a link; says how it was done, or None where there is no compiler. In fast
-        math, and for the tests again in safe math, as `safe`."""
+        """One object per .metal file, then a link, for each language that they need; says how it was done, or None
+        where there is no compiler. In fast math, and for the tests again in safe math, as `safe`."""
+        stds = {METAL_STD: "", METAL4_STD: "-metal4"}
         if MACOS:
             xcrun = program("xcrun", "xcode-select --install")
+            compiler, linker = f"{xcrun} -sdk macosx metal", f"{xcrun} -sdk macosx metallib"
             # It is run, not looked for: Xcode 26 has a stand-in that only says what to download.
-            if subprocess.run([xcrun, "-sdk", "macosx", "metal", "--version"], capture_output=True).returncode:
+            if subprocess.run([*compiler.split(), "--version"], capture_output=True).returncode:
                 print(
                     "mpskernels: no Metal compiler here: Xcode has it, its command-line tools do not. So macOS will "
                     "compile each kernel file at its first use in a process. To compile them now: install Xcode, then "
@@ -186,29 +191,38 @@ class Build:
                     file=sys.stderr,
                 )
                 return None
-            compiler, linker = f"{xcrun} -sdk macosx metal -mmacosx-version-min=14.0", f"{xcrun} -sdk macosx metallib"
-            arguments, implicit = f"-std={METAL_STD} -O2 -MMD -MF $depfile $math", []
+            metal4 = [*compiler.split(), f"-std={METAL4_STD}", "-x", "metal", "-E", "/dev/null"]
+            if subprocess.run(metal4, capture_output=True).returncode:
+                print("mpskernels: Xcode before 26 has no Metal 4: M5's matrix units will not be used", file=sys.stderr)
+                del stds[METAL4_STD]
+            arguments, implicit = "-std=$std -mmacosx-version-min=$macos -O2 -MMD -MF $depfile $math", []
             math = {"fast": "-ffast-math", "safe": "-fno-fast-math"}
         else:
             compiler = linker = f"PYTHONPATH={SIMULATOR} {sys.executable} -m compiler"
-            arguments = f"--std={METAL_STD} --depfile $depfile $math"
-            linker += " --link $math"
+            arguments = "--std=$std --depfile $depfile $math"
+            linker += " --link --std=$std $math"
             math = {mode: f"--math-mode={mode}" for mode in ("fast", "safe")}
             parts = [*(SIMULATOR / "compiler").rglob("*"), *(SIMULATOR / "msl").rglob("*"), SIMULATOR / "device/abi.h"]
             implicit = sorted(path for path in parts if path.is_file() and path.suffix != ".pyc")
         arguments = f"{arguments} -I{HERE / 'metal'} -c $in -o $out"
         self.rule("metal", arguments, command=compiler, deps="gcc")
         self.rule("metallib", "$in -o $out", command=linker)
-        installed = self.root / "mpskernels.metallib"
-        for library, mode in [(installed, "fast")] + ([(safe, "safe")] if safe else []):
-            objects = []
-            for source in sorted((HERE / "metal").glob("*.metal")):
-                output = self.scratch / "metal" / mode / f"{source.stem}.o"
-                options = {"depfile": output.with_suffix(".d"), "math": math[mode]}
-                objects.append(self.edge("metal", output, [source], implicit=implicit, **options))
-            self.edge("metallib", library, objects, math=math[mode])
-        self.outputs.append(installed)
-        return f"xcrun metal -std={METAL_STD}" if MACOS else f"the simulator's compiler, -std={METAL_STD}"
+        sources = {std: [] for std in (METAL_STD, METAL4_STD)}
+        for source in sorted((HERE / "metal").glob("*.metal")):
+            sources[METAL4_STD if NEEDS_METAL4 in source.read_text() else METAL_STD].append(source)
+        for library, mode in [(self.root / "mpskernels.metallib", "fast")] + ([(safe, "safe")] if safe else []):
+            for std, suffix in stds.items():
+                options = {"std": std, "macos": MACOS_FOR[std], "math": math[mode]}
+                objects = []
+                for source in sources[std]:
+                    output = self.scratch / "metal" / mode / f"{source.stem}.o"
+                    depfile = output.with_suffix(".d")
+                    objects.append(self.edge("metal", output, [source], implicit=implicit, depfile=depfile, **options))
+                linked = self.edge("metallib", library.with_stem(library.stem + suffix), objects, **options)
+                if mode == "fast":
+                    self.outputs.append(linked)
+        made = " and ".join(f"-std={std}" for std in stds)
+        return f"xcrun metal {made}" if MACOS else f"the simulator's compiler, {made}"
 
     def run(self, safe: Path | None) -> None:
         self.native()

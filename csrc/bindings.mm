@@ -183,6 +183,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   // Whoever waits for the library's lock lets go of Python's: its holder may be compiling for long, or need Python.
   def_no_gil("set_metallib", mpsk::set_metallib);
   def_no_gil("metallib_path", mpsk::metallib_path);
+  def_no_gil("tensor_units_problem", mpsk::tensor_units_problem);
   def_no_gil("set_cache_folder", mpsk::set_cache_folder);
   def_no_gil("cache_report", [] {
     const mpsk::CacheReport report = mpsk::cache_report();

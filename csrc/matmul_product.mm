@@ -1,5 +1,6 @@
 #include "matmul_product.h"
 
+#include <ATen/Context.h>
 #include <ATen/ops/empty.h>
 #include <c10/util/SmallVector.h>
 #include <c10/util/StringUtil.h>
@@ -24,6 +25,17 @@ constexpr int64_t vector_bytes = 16;
 constexpr uint32_t band = 8;
 // A grid has fewer than 2^32 threads along each dimension: 32 a tile along x, fewer than 2 a product along z.
 constexpr int64_t max_tiles = (int64_t{1} << 27) - 1, max_batch = (int64_t{1} << 31) - 1;
+
+// Elements between rows of an operand of matmul_tensor, whose offsets within a tile have 32 bits.
+constexpr int64_t max_tensor_pitch = (int64_t{1} << 31) / matmul_tensor_k - 1;
+
+// Whether torch lets products of float32 round their operands to 11 bits of significand, which is what
+// torch.backends.fp32_precision and torch.set_float32_matmul_precision say.
+bool allows_tf32() {
+  const at::Context& context = at::globalContext();
+  return context.float32Precision(at::Float32Backend::GENERIC, at::Float32Op::ALL) == at::Float32Precision::TF32 ||
+         context.float32MatmulPrecision() != at::Float32MatmulPrecision::HIGHEST;
+}
 
 // One axis of a matrix.
 struct extent {
@@ -83,6 +95,10 @@ std::string kernel_name(const matmul_kernel& kernel, std::string_view dtype, boo
       return c10::str("matmul_skinny_k_", dtype, "_r", kernel.bm, "_p", gated ? 2 : 1);
     case matmul_kernel::skinny_n:
       return c10::str("matmul_skinny_n_", dtype, "_r", kernel.bm);
+    case matmul_kernel::tensor:
+    case matmul_kernel::tensor_gated:
+      return c10::str("matmul_tensor_", gated ? "gated_" : "", dtype, "_bm", kernel.bm, "_bn", kernel.bn, "_wm",
+                      kernel.wm, "_wn", kernel.wn);
   }
   return "";
 }
@@ -191,8 +207,16 @@ at::Tensor launch_product(const matmul_product& product) {
     b_vectors &= !b_along_k;
   }
 
-  const matmul_problem problem{.family = device().family,
-                               .cores = device().cores,
+  const auto fits_tensors = [](extent along, extent across) {
+    return along.stride == 1 && across.stride > 0 && across.stride <= max_tensor_pitch;
+  };
+  const bool tensors =
+      a_vectors && b_vectors && !product.indices.defined() &&
+      fits_tensors(a_along_m ? a_m : a_k, a_along_m ? a_k : a_m) &&
+      fits_tensors(b_along_k ? b_k : b_n, b_along_k ? b_n : b_k) &&
+      (!second_k.size || fits_tensors(b_along_k ? second_k : second_n, b_along_k ? second_n : second_k)) &&
+      (a.scalar_type() != at::kFloat || allows_tf32()) && has_tensor_units();
+  const matmul_problem problem{.cores = device().cores,
                                .bytes = bytes,
                                .b_along_k = b_along_k,
                                .m = grouped_rows ? matmul_ceil_div(a_m.size, std::max<int64_t>(groups, 1)) : a_m.size,
@@ -201,9 +225,11 @@ at::Tensor launch_product(const matmul_product& product) {
                                .batch = grouped_rows ? groups : batch,
                                .gated = gated,
                                .only_tiles = grouped || product.second_a.defined(),
-                               .grouped = grouped};
-  const matmul_kernel kernel = choose_matmul(problem).use;
-  int64_t splits = matmul_splits(kernel, problem), k_per_split = std::max<int64_t>(a_k.size, 1);
+                               .grouped = grouped,
+                               .tensors = tensors};
+  const matmul_choice& choice = choose_matmul(problem);
+  const matmul_kernel& kernel = choice.use;
+  int64_t splits = matmul_splits(choice, problem), k_per_split = std::max<int64_t>(a_k.size, 1);
   if (splits > 1) {  // into whole steps of whichever kernel
     k_per_split = matmul_ceil_div(matmul_ceil_div(a_k.size, splits), 64) * 64;
     splits = matmul_ceil_div(a_k.size, k_per_split);

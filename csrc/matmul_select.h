@@ -14,9 +14,9 @@ namespace mpsk {
 
 // A kernel. One threadgroup makes `packs` tiles of bm x bn.
 struct matmul_kernel {
-  enum kind { tile, gated, packed, skinny_k, skinny_n };
+  enum kind { tile, gated, packed, skinny_k, skinny_n, tensor, tensor_gated };
   kind is;
-  int64_t bm, bn, bk;
+  int64_t bm, bn, bk;      // no bk where the kernel has one for all
   int64_t wm = 1, wn = 1;  // simdgroups
   int64_t packs = 1;
   constexpr bool operator==(const matmul_kernel&) const = default;
@@ -24,7 +24,6 @@ struct matmul_kernel {
 
 // What the choice depends on.
 struct matmul_problem {
-  int family;       // Apple GPU family
   int cores;        // GPU cores
   int64_t bytes;    // of an element
   bool b_along_k;   // the layout of b: its shorter stride is that of k
@@ -33,6 +32,7 @@ struct matmul_problem {
   bool gated;
   bool only_tiles;  // groups, and second pairs of operands, of which other kernels know nothing
   bool grouped;     // of unknown sizes; m or k is their average
+  bool tensors;     // operands, precision and device are such that the matrix units of M5 may do it
 };
 
 enum class matmul_layout { any, b_along_k, b_along_n };
@@ -40,8 +40,8 @@ enum class matmul_layout { any, b_along_k, b_along_n };
 inline constexpr int64_t matmul_any = std::numeric_limits<int64_t>::max();
 
 struct matmul_choice {
-  int family = 7;     // this Apple GPU family and newer ones
-  int min_cores = 0;  // device class: 10 cores are a base chip, 20 a Pro, 40 a Max, 80 an Ultra
+  bool tensors = false;  // only where the matrix units may do it: from Apple family 10 on
+  int min_cores = 0;     // device class: 10 cores are a base chip, 20 a Pro, 40 a Max, 80 an Ultra
   int max_cores = 1000;
   int64_t bytes = 0;  // of an element; 0: any
   matmul_layout layout = matmul_layout::any;
@@ -50,13 +50,14 @@ struct matmul_choice {
   int64_t min_batch = 1;
   bool gated = false;
   bool fills = false;  // only where the grid fills the chip, by itself or with k split
+  bool whole = false;  // by itself
+  // Threadgroups that fill a core. 24 simdgroups saturate its arithmetic, and threadgroups of four of them that load in
+  // turn need company; matrix units, of which a core has one for each scheduler, are fed by a simdgroup each.
+  int64_t groups_per_core = 4;
   matmul_kernel use;
   const char* evidence;
 };
 
-// A chip is full with four threadgroups for each core: 24 simdgroups saturate the arithmetic of a core, and
-// threadgroups of four of them that load in turn need company.
-inline constexpr int64_t matmul_groups_per_core = 4;
 // Splits of k have at least so many steps of it: fewer, and the partial sums move more bytes than the operands.
 inline constexpr int64_t matmul_min_split_k = 512;
 inline constexpr int64_t matmul_max_splits = 64;
@@ -112,6 +113,26 @@ inline constexpr matmul_choice matmul_choices[] = {
      .max_m = 16,
      .use = {matmul_kernel::tile, 16, 64, 64, 1, 4},
      .evidence = "unmeasured: b is read once, in lines of 128 bytes"},
+    {.tensors = true,
+     .max_m = 32,
+     .groups_per_core = 1,
+     .use = {matmul_kernel::tensor, 32, 64, 0, 1, 1},
+     .evidence = "unmeasured: half of a tile of 64 rows would be padding"},
+    {.tensors = true,
+     .fills = true,
+     .whole = true,
+     .use = {matmul_kernel::tensor, 128, 128, 0, 4, 2},
+     .evidence = "unmeasured: MLX's tile on M5; 32x64 for a simdgroup, so that L1 keeps up and lines are read whole"},
+    {.tensors = true,
+     .fills = true,
+     .whole = true,
+     .groups_per_core = 2,
+     .use = {matmul_kernel::tensor, 64, 64, 0, 2, 1},
+     .evidence = "unmeasured: the smallest tile that L2 keeps up with"},
+    {.tensors = true,
+     .groups_per_core = 1,
+     .use = {matmul_kernel::tensor, 32, 64, 0, 1, 1},
+     .evidence = "unmeasured: the most threadgroups; k is split only for cores that would idle"},
     {.max_m = 32,
      .fills = true,
      .use = {matmul_kernel::tile, 32, 64, 16, 1, 2},
@@ -182,6 +203,24 @@ inline constexpr matmul_choice matmul_choices[] = {
      .gated = true,
      .use = {matmul_kernel::gated, 8, 32, 64, 1, 4},
      .evidence = "unmeasured: both weights are read once, in lines of 128 bytes"},
+    {.tensors = true,
+     .max_m = 32,
+     .gated = true,
+     .groups_per_core = 1,
+     .use = {matmul_kernel::tensor_gated, 32, 64, 0, 1, 2},
+     .evidence = "unmeasured: half of a tile of 64 rows would be padding"},
+    {.tensors = true,
+     .gated = true,
+     .fills = true,
+     .whole = true,
+     .groups_per_core = 2,
+     .use = {matmul_kernel::tensor_gated, 64, 64, 0, 2, 2},
+     .evidence = "unmeasured: with its two products, 64 accumulators a lane"},
+    {.tensors = true,
+     .gated = true,
+     .groups_per_core = 1,
+     .use = {matmul_kernel::tensor_gated, 32, 64, 0, 1, 2},
+     .evidence = "unmeasured: the most threadgroups"},
     {.max_m = 32,
      .gated = true,
      .use = {matmul_kernel::gated, 32, 32, 16, 2, 2},
@@ -201,23 +240,29 @@ constexpr int64_t matmul_groups(const matmul_kernel& kernel, int64_t m, int64_t 
 }
 
 // Into how many parts k is split so that the grid fills the chip.
-constexpr int64_t matmul_splits(const matmul_kernel& kernel, const matmul_problem& problem) {
-  if (problem.grouped || kernel.is == matmul_kernel::packed) return 1;
-  const int64_t groups = matmul_groups(kernel, problem.m, problem.n, problem.batch);
-  const int64_t wanted = matmul_ceil_div(matmul_groups_per_core * problem.cores, groups);
+constexpr int64_t matmul_splits(const matmul_choice& choice, const matmul_problem& problem) {
+  if (problem.grouped || choice.use.is == matmul_kernel::packed) return 1;
+  const int64_t groups = matmul_groups(choice.use, problem.m, problem.n, problem.batch);
+  const int64_t wanted = matmul_ceil_div(choice.groups_per_core * problem.cores, groups);
   return std::clamp<int64_t>(std::min(wanted, problem.k / matmul_min_split_k), 1, matmul_max_splits);
+}
+
+// Of one simdgroup or several, that know of groups and of second pairs of operands.
+constexpr bool makes_tiles(const matmul_kernel& kernel) {
+  return kernel.is != matmul_kernel::packed && kernel.is != matmul_kernel::skinny_k &&
+         kernel.is != matmul_kernel::skinny_n;
 }
 
 constexpr bool matmul_fits(const matmul_choice& choice, const matmul_problem& problem) {
   const bool layout =
       choice.layout == matmul_layout::any || problem.b_along_k == (choice.layout == matmul_layout::b_along_k);
-  return problem.family >= choice.family && problem.cores >= choice.min_cores && problem.cores <= choice.max_cores &&
-         (choice.bytes == 0 || choice.bytes == problem.bytes) && layout && problem.m <= choice.max_m &&
-         problem.n <= choice.max_n && problem.batch >= choice.min_batch && problem.gated == choice.gated &&
-         (!problem.only_tiles || choice.use.is == matmul_kernel::tile || choice.use.is == matmul_kernel::gated) &&
-         (!choice.fills ||
-          matmul_groups(choice.use, problem.m, problem.n, problem.batch) * matmul_splits(choice.use, problem) >=
-              matmul_groups_per_core * problem.cores);
+  return (!choice.tensors || problem.tensors) && problem.cores >= choice.min_cores &&
+         problem.cores <= choice.max_cores && (choice.bytes == 0 || choice.bytes == problem.bytes) && layout &&
+         problem.m <= choice.max_m && problem.n <= choice.max_n && problem.batch >= choice.min_batch &&
+         problem.gated == choice.gated && (!problem.only_tiles || makes_tiles(choice.use)) &&
+         (!choice.fills || matmul_groups(choice.use, problem.m, problem.n, problem.batch) *
+                                   (choice.whole ? 1 : matmul_splits(choice, problem)) >=
+                               choice.groups_per_core * problem.cores);
 }
 
 constexpr const matmul_choice& choose_matmul(const matmul_problem& problem) {
@@ -250,12 +295,19 @@ static_assert([] {
         {matmul_kernel::skinny_n, rows, 128 / (std::string_view(#dtype) == "f32" ? 4 : 2), 1, 1, \
          matmul_skinny_n_simdgroups},                                                            \
         false);
+#define MPSK_TENSOR(dtype, type, bm, bn, wm, wn) count(#dtype, {matmul_kernel::tensor, bm, bn, 0, wm, wn}, false);
+#define MPSK_TENSOR_GATED(dtype, type, bm, bn, wm, wn) \
+  count(#dtype, {matmul_kernel::tensor_gated, bm, bn, 0, wm, wn}, true);
     MATMUL_TILE_VARIANTS(MPSK_TILE)
+    MATMUL_TENSOR_VARIANTS(MPSK_TENSOR)
+    MATMUL_TENSOR_GATED_VARIANTS(MPSK_TENSOR_GATED)
     MATMUL_GATED_VARIANTS(MPSK_GATED)
     MATMUL_PACKED_VARIANTS(MPSK_PACKED)
     MATMUL_SKINNY_K_VARIANTS(MPSK_SKINNY_K)
     MATMUL_SKINNY_N_VARIANTS(MPSK_SKINNY_N)
 #undef MPSK_TILE
+#undef MPSK_TENSOR
+#undef MPSK_TENSOR_GATED
 #undef MPSK_GATED
 #undef MPSK_PACKED
 #undef MPSK_SKINNY_K

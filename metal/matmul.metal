@@ -6,39 +6,11 @@
 #include "common/tile.h"
 #include "matmul_constants.h"
 #include "matmul_params.h"
+#include "matmul_place.h"
 #include "matmul_variants.h"
 
 using namespace metal;
 using namespace mpsk;
-
-// The rows of out that a tile makes, and the group that they belong to.
-struct tile_place {
-  uint group;  // == groups: rows that no group has, which become zero; > groups: no such tile
-  ulong row;
-  ulong row_end;
-};
-
-// Row tile `tile` of the tiles of bm rows that the groups are cut into, each group by itself. All lanes of a simdgroup
-// look for it together, 32 groups at a time.
-template <int bm>
-tile_place find_tile(uint tile, const device int* offsets, constant matmul_params& p, uint lane) {
-  const int rows = int(p.m);
-  uint before = 0;  // tiles of the groups so far
-  for (uint base = 0; base <= p.groups; base += 32) {
-    const uint group = base + lane;
-    const int begin = group == 0 ? 0 : group <= p.groups ? clamp(offsets[group - 1], 0, rows) : rows;
-    const int end = group < p.groups ? clamp(offsets[group], 0, rows) : rows;
-    const uint tiles = uint(max(end - begin, 0) + bm - 1) / bm;
-    const uint after = before + simd_prefix_inclusive_sum(tiles);
-    const bool here = tile < after && tile >= after - tiles;
-    if (simd_any(here)) {
-      const uint first = here ? uint(begin) + (tile - (after - tiles)) * bm : 0;
-      return {simd_max(here ? group : 0), simd_max(first), simd_max(here ? uint(end) : 0)};
-    }
-    before = simd_broadcast(after, 31);
-  }
-  return {p.groups + 1, 0, 0};
-}
 
 // matmul_tile: a threadgroup of wm x wn simdgroups makes a bm x bn tile of out. Each simdgroup keeps its part of it in
 // registers, as fragments, while tiles of a and b, bk deep, pass through threadgroup memory.
@@ -46,9 +18,7 @@ tile_place find_tile(uint tile, const device int* offsets, constant matmul_param
 // matmul_gated: the same with two products of one a, that the epilogue makes one.
 // matmul_packed: a threadgroup makes `packs` tiles, each by a simdgroup of its own, of as many products of a batch.
 //
-// Grid: x: tiles of out, in bands of several rows of tiles, down each column of a band, so that threadgroups that run
-// at the same time share tiles of both operands in cache; y: splits of k; z: batch, by packs. Where offsets divide the
-// rows, there are enough rows of tiles for any division. Threadgroup: (32, wm * wn * packs).
+// Grid: as matmul_place.h has it, z by packs. Threadgroup: (32, wm * wn * packs).
 //
 // Threadgroup bytes: sizeof(T) * ((bm + products * bn) * bk + padding of 16 bytes a row), times packs; the most is
 // 17408, of 64x32x32 in fp32.
@@ -78,7 +48,6 @@ template <typename T, int bm, int bn, int bk, int wm, int wn, int packs, int pro
     const device int* indices [[buffer(matmul_buffer_indices), function_constant(is_gathered)]],
     uint3 group [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]], uint simd_index [[simdgroup_index_in_threadgroup]]) {
-  const bool is_grouped = has_offsets && !is_grouped_k;
   static_assert(packs == 1 || wm * wn == 1, "a pack is the work of one simdgroup");
   constexpr int threads = packs == 1 ? 32 * wm * wn : 32;
   constexpr int row_frags = bm / wm / frag_size;  // fragments of a simdgroup
@@ -99,29 +68,10 @@ template <typename T, int bm, int bn, int bk, int wm, int wn, int packs, int pro
     return;  // a whole simdgroup, which meets no other
   }
 
-  const uint band = group.x / (p.band * p.tiles_n) * p.band;  // its first row of tiles
-  const uint band_rows = min(p.band, p.tiles_m - band);       // the last band may have fewer
-  const uint in_band = group.x - band * p.tiles_n;
-  tile_place place = {z, ulong(band + in_band % band_rows) * bm, p.m};
-  ulong k = group.y * p.k_per_split;
-  ulong k_end = min(p.k, k + p.k_per_split);
-  if (is_grouped) {
-    place = find_tile<bm>(band + in_band % band_rows, offsets, p, lane);
-    if (place.group > p.groups) {
-      return;  // the whole threadgroup
-    }
-    if (place.group == p.groups) {
-      k_end = k;
-    }
-  } else if (is_grouped_k) {
-    k = z == 0 ? 0 : ulong(clamp(offsets[z - 1], 0, int(p.k)));
-    k_end = max(k, ulong(clamp(offsets[z], 0, int(p.k))));
+  const tile_place place = find_place<bm, bn>(group.x, group.y, z, offsets, p, lane);
+  if (!place.exists) {
+    return;  // the whole threadgroup
   }
-  const ulong first_row = place.row;
-  const ulong first_column = ulong(in_band / band_rows) * bn;
-  const int row_count = count_in_tile(place.row_end - first_row, bm);
-  const int column_count = count_in_tile(p.n - first_column, bn);
-
   const int row = packs == 1 ? int(simd_index) / wn * (bm / wm) : 0;  // of this simdgroup's part of the tile
   const int column = packs == 1 ? int(simd_index) % wn * (bn / wn) : 0;
   frag<float> sums[products][row_frags][column_frags];
@@ -131,18 +81,14 @@ template <typename T, int bm, int bn, int bk, int wm, int wn, int packs, int pro
         make_filled_simdgroup_matrix<float, frag_size>(0.0f);
   }
 
-  // Group `groups` has no b, and a step along no k.
-  const uint b_batch = is_grouped ? min(place.group, p.groups - 1) : z;
-  const long a_offset = batch_offset(z, p.a_batch_strides, p);
-  const long b_offset = is_grouped ? long(b_batch) * p.b_batch_strides[0] : batch_offset(z, p.b_batch_strides, p);
   const int a_pitch = tile_pitch<T>(a_along_m ? bm : bk);
   const int b_pitch = tile_pitch<T>(b_along_k ? bk : bn);
   const threadgroup T* a_part = (const threadgroup T*)a_tile + (a_along_m ? row : row * a_pitch);
   const threadgroup T* b_part = (const threadgroup T*)b_tile + (b_along_k ? column * b_pitch : column);
   for (int pair = 0; pair < (has_second_a ? 2 : 1); ++pair) {
-    const device T* pair_a = (pair == 0 ? a : second_a) + a_offset;
-    for (ulong step = k; step < k_end; step += bk) {
-      const int k_count = count_in_tile(k_end - step, bk);
+    const device T* pair_a = (pair == 0 ? a : second_a) + place.a_offset;
+    for (ulong step = place.k; step < place.k_end; step += bk) {
+      const int k_count = count_in_tile(place.k_end - step, bk);
       if (packs == 1) {
         threadgroup_barrier(mem_flags::mem_threadgroup);  // the previous tiles have been read
       } else {
@@ -150,24 +96,24 @@ template <typename T, int bm, int bn, int bk, int wm, int wn, int packs, int pro
       }
       if (is_gathered) {
         // The glue lets tile rows be those that indices name.
-        const gathered_rows rows = {indices + (is_grouped_k ? step : first_row),
-                                    is_grouped_k ? p.a_stride_k : p.a_stride_m, is_grouped_k ? k_count : row_count,
-                                    p.a_rows};
+        const gathered_rows rows = {indices + (is_grouped_k ? step : place.first_row),
+                                    is_grouped_k ? p.a_stride_k : p.a_stride_m,
+                                    is_grouped_k ? k_count : place.row_count, p.a_rows};
         if (a_along_m) {
-          load_tile<T, bk, bm, threads>(a_tile, pair_a + long(first_row) * p.a_stride_m, rows, p.a_stride_m, row_count,
-                                        a_vectors, thread_in_tile);
+          load_tile<T, bk, bm, threads>(a_tile, pair_a + long(place.first_row) * p.a_stride_m, rows, p.a_stride_m,
+                                        place.row_count, a_vectors, thread_in_tile);
         } else {
           load_tile<T, bm, bk, threads>(a_tile, pair_a + long(step) * p.a_stride_k, rows, p.a_stride_k, k_count,
                                         a_vectors, thread_in_tile);
         }
       } else {
-        const device T* source = pair_a + long(first_row) * p.a_stride_m + long(step) * p.a_stride_k;
+        const device T* source = pair_a + long(place.first_row) * p.a_stride_m + long(step) * p.a_stride_k;
         if (a_along_m) {
-          load_tile<T, bk, bm, threads>(a_tile, source, strided_rows{p.a_stride_k, k_count}, p.a_stride_m, row_count,
-                                        a_vectors, thread_in_tile);
+          load_tile<T, bk, bm, threads>(a_tile, source, strided_rows{p.a_stride_k, k_count}, p.a_stride_m,
+                                        place.row_count, a_vectors, thread_in_tile);
         } else {
-          load_tile<T, bm, bk, threads>(a_tile, source, strided_rows{p.a_stride_m, row_count}, p.a_stride_k, k_count,
-                                        a_vectors, thread_in_tile);
+          load_tile<T, bm, bk, threads>(a_tile, source, strided_rows{p.a_stride_m, place.row_count}, p.a_stride_k,
+                                        k_count, a_vectors, thread_in_tile);
         }
       }
 #pragma clang loop unroll(full)
@@ -176,13 +122,13 @@ template <typename T, int bm, int bn, int bk, int wm, int wn, int packs, int pro
         const long stride_k = second ? p.second_b_stride_k : p.b_stride_k;
         const long stride_n = second ? p.second_b_stride_n : p.b_stride_n;
         const device T* source =
-            (second ? second_b : b) + b_offset + long(first_column) * stride_n + long(step) * stride_k;
+            (second ? second_b : b) + place.b_offset + long(place.first_column) * stride_n + long(step) * stride_k;
         if (b_along_k) {
-          load_tile<T, bn, bk, threads>(b_tile + product * b_size, source, strided_rows{stride_n, column_count},
+          load_tile<T, bn, bk, threads>(b_tile + product * b_size, source, strided_rows{stride_n, place.column_count},
                                         stride_k, k_count, b_vectors, thread_in_tile);
         } else {
           load_tile<T, bk, bn, threads>(b_tile + product * b_size, source, strided_rows{stride_k, k_count}, stride_n,
-                                        column_count, b_vectors, thread_in_tile);
+                                        place.column_count, b_vectors, thread_in_tile);
         }
       }
       if (packs == 1) {
@@ -223,7 +169,7 @@ template <typename T, int bm, int bn, int bk, int wm, int wn, int packs, int pro
   // Straight from registers, two elements at a time: 16-byte stores would take a trip through threadgroup memory, that
   // is bm * bn * 4 more bytes of it written and read, and two more barriers.
   const matmul_result<T> result =
-      result_at(out, partials, bias, residual, preactivation, up, is_grouped ? 0 : z, group.y, p);
+      result_at(out, partials, bias, residual, preactivation, up, has_offsets && !is_grouped_k ? 0 : z, group.y, p);
   const frag_position at = position_in_frag(ushort(lane));
 #pragma clang loop unroll(full)
   for (int i = 0; i < row_frags; ++i) {
@@ -237,10 +183,10 @@ template <typename T, int bm, int bn, int bk, int wm, int wn, int packs, int pro
       }
       const int m = row + i * frag_size + at.row;
       const int n = column + j * frag_size + at.col;
-      if (m < row_count && n + 1 < column_count) {
-        result.store(left, right, first_row + m, first_column + n);
-      } else if (m < row_count && n < column_count) {
-        result.store(left, first_row + m, first_column + n);
+      if (m < place.row_count && n + 1 < place.column_count) {
+        result.store(left, right, place.first_row + m, place.first_column + n);
+      } else if (m < place.row_count && n < place.column_count) {
+        result.store(left, place.first_row + m, place.first_column + n);
       }
     }
   }

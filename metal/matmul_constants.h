@@ -44,6 +44,7 @@ struct matmul_result {
   ulong partials_step;     // from there to those of the second of a gated pair
   ulong n;
   bool pairs;  // two neighbouring columns may be stored as one
+  bool fours;  // four may
 
   // Both sums are those of (m, n), or only the first where there is no gated pair.
   void store(float2 sums, ulong row, ulong column) const {
@@ -70,6 +71,24 @@ struct matmul_result {
     } else {
       const float2 both = float2(finish(left, row, column), finish(right, row, column + 1));
       *(device vec<T, 2>*)(end.out + end.out_strides.at(row, column)) = vec<T, 2>(both);
+    }
+  }
+
+  // The same for columns `column`, a multiple of 4, and the next three.
+  void store(thread const float2* sums, ulong row, ulong column) const {
+    if (!fours) {
+      store(sums[0], sums[1], row, column);
+      store(sums[2], sums[3], row, column + 2);
+    } else if (is_partial) {
+      *(device float4*)(partials + row * n + column) = float4(sums[0][0], sums[1][0], sums[2][0], sums[3][0]);
+      if (is_gated) {
+        *(device float4*)(partials + row * n + column + partials_step) =
+            float4(sums[0][1], sums[1][1], sums[2][1], sums[3][1]);
+      }
+    } else {
+      const float4 all = float4(finish(sums[0], row, column), finish(sums[1], row, column + 1),
+                                finish(sums[2], row, column + 2), finish(sums[3], row, column + 3));
+      *(device vec<T, 4>*)(end.out + end.out_strides.at(row, column)) = vec<T, 4>(all);
     }
   }
 
@@ -108,7 +127,9 @@ matmul_result<T> result_at(device T* out, device float* partials, const device T
     result.partials += (ulong(split) * (is_gated ? 2 : 1) * p.batch + batch) * product;
   }
   result.n = p.n;
-  result.pairs = p.n % 2 == 0 && (is_partial || p.out_stride_n == 1);
+  const bool in_rows = is_partial || p.out_stride_n == 1;
+  result.pairs = p.n % 2 == 0 && in_rows;
+  result.fours = p.n % 4 == 0 && in_rows;
   return result;
 }
 

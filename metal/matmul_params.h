@@ -47,6 +47,7 @@ enum {
   matmul_skinny_columns = 4,  // rows of b^T that a simdgroup of matmul_skinny_k walks together
   matmul_skinny_k_simdgroups = 4,
   matmul_skinny_n_simdgroups = 8,
+  matmul_tensor_k = 256,           // of k that matmul_tensor takes in a step
   matmul_threads = 256,            // of a threadgroup of the kernels that go element by element
   matmul_backward_simdgroups = 8,  // rows that a threadgroup of linear_backward takes at a time
 };

@@ -40,6 +40,28 @@
   X(bf16, bfloat, 32, 32, 16, 2, 2) \
   X(bf16, bfloat, 8, 32, 64, 1, 4)
 
+// X(dtype, Metal type, bm, bn, wm, wn): the same on the matrix units of M5, named
+// matmul_tensor_<dtype>_bm<bm>_bn<bn>_wm<wm>_wn<wn>
+#define MATMUL_TENSOR_VARIANTS(X) \
+  X(f32, float, 128, 128, 4, 2)   \
+  X(f32, float, 64, 64, 2, 1)     \
+  X(f32, float, 32, 64, 1, 1)     \
+  X(f16, half, 128, 128, 4, 2)    \
+  X(f16, half, 64, 64, 2, 1)      \
+  X(f16, half, 32, 64, 1, 1)      \
+  X(bf16, bfloat, 128, 128, 4, 2) \
+  X(bf16, bfloat, 64, 64, 2, 1)   \
+  X(bf16, bfloat, 32, 64, 1, 1)
+
+// and matmul_tensor_gated_...
+#define MATMUL_TENSOR_GATED_VARIANTS(X) \
+  X(f32, float, 64, 64, 2, 2)           \
+  X(f32, float, 32, 64, 1, 2)           \
+  X(f16, half, 64, 64, 2, 2)            \
+  X(f16, half, 32, 64, 1, 2)            \
+  X(bf16, bfloat, 64, 64, 2, 2)         \
+  X(bf16, bfloat, 32, 64, 1, 2)
+
 // X(dtype, Metal type, bm, bn, bk, packs): a simdgroup each for `packs` products of a batch, named
 // matmul_packed_<dtype>_bm<bm>_bn<bn>_bk<bk>
 #define MATMUL_PACKED_VARIANTS(X) \

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -37,6 +38,7 @@ class Info:
     metallib: str  # its path; a folder of sources where the build had no Metal compiler
     metallib_built_by: str
     functions: int  # kernels in the metallib
+    matrix_units: str  # of M5: "used", or why they are not
     cache: Cache | None  # of a folder of sources; a metallib needs none
     pipelines: list[str]  # created so far, as name?constant=value
     launches: dict[str, dict[str, int]]  # op -> pipeline -> how often it was dispatched
@@ -48,16 +50,22 @@ class Info:
             f"torch      {self.torch}",
             f"metallib   {self.metallib}",
             f"           {self.functions} functions, built by {self.metallib_built_by}",
+            f"metal 4    matrix units {self.matrix_units}",
             *([f"cache      {self.cache}"] if self.cache else []),
             f"pipelines  {len(self.pipelines)} created",
         ]
         width = max(map(len, self.launches), default=0)
         lines += [
-            f"launches   {op:<{width}}  {pipeline}  x{count}"
+            f"launches   {op:<{width}}  {_yes_only(pipeline)}  x{count}"
             for op, pipelines in sorted(self.launches.items())
             for pipeline, count in sorted(pipelines.items())
         ]
         return "\n".join(lines)
+
+
+def _yes_only(pipeline: str) -> str:
+    """The label without the constants that are 0, which may be many."""
+    return re.sub(r"(?<=[?,])\w+=0(,|$)", "", pipeline).rstrip("?,")
 
 
 def info() -> Info:
@@ -74,6 +82,7 @@ def info() -> Info:
         metallib=path,
         metallib_built_by="Metal itself, from source at first use" if from_source else built["metallib"],
         functions=len(_C.function_names()),
+        matrix_units=f"not used: {problem}" if (problem := _C.tensor_units_problem()) else "used",
         cache=Cache(*_C.cache_report()) if from_source else None,
         pipelines=_C.pipelines(),
         launches=_C.launches(),

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <mutex>
+#include <optional>
 #include <string_view>
 #include <utility>
 
@@ -18,6 +19,7 @@ namespace {
 // A metallib, or a .metal file, compiled when a kernel of it is first asked for.
 struct Library {
   std::string path;
+  bool metal4 = false;
   Retained<NSString*> source = {};  // of a .metal file
   id<MTLLibrary> (*embedded)(id<MTLDevice>, NSError**) = nullptr;
   Retained<id<MTLLibrary>> opened = {};
@@ -27,12 +29,15 @@ struct State {
   std::mutex mutex;
   std::string path;
   std::vector<Library> libraries;
+  std::optional<std::string> tensor_units_problem;
   std::map<std::string, std::shared_ptr<const Pipeline>> pipelines;
   PipelineCache cache;
 };
 
 // Sources are compiled as the metallib is: its language, and fast math, which is not the default of every version.
-constexpr MTLLanguageVersion kLanguage = MTLLanguageVersion3_1;
+constexpr MTLLanguageVersion kLanguage = MTLLanguageVersion3_1, kLanguage4 = MTLLanguageVersion4_0;
+constexpr std::string_view kNeedsMetal4 = "#include <metal_tensor>";  // in a source
+constexpr int kTensorFamily = 10;                                     // the first Apple GPU family with matrix units
 constexpr BOOL kFastMath = YES;
 
 State& state() {
@@ -48,6 +53,9 @@ std::vector<Library>& libraries(State& s) {
   std::vector<Library> found;
   if (!std::filesystem::is_directory(s.path)) {
     found.push_back({.path = s.path});
+    std::string metal4 = s.path;
+    metal4.insert(std::min(metal4.rfind('.'), metal4.size()), "-metal4");
+    if (std::filesystem::exists(metal4)) found.push_back({.path = metal4, .metal4 = true});
   } else {
     for (const auto& entry : std::filesystem::directory_iterator(s.path)) {
       if (entry.path().extension() != ".metal") continue;
@@ -55,7 +63,8 @@ std::vector<Library>& libraries(State& s) {
       NSString* path = ns_string(entry.path());
       NSString* text = [NSString stringWithContentsOfFile:path encoding:NSUTF8StringEncoding error:&error];
       TORCH_CHECK(text != nil, "mpsk: cannot read ", entry.path().native(), ": ", message(error));
-      found.push_back({.path = entry.path(), .source = Retained<NSString*>([text retain])});
+      const bool metal4 = std::string_view([text UTF8String]).find(kNeedsMetal4) != std::string_view::npos;
+      found.push_back({.path = entry.path(), .metal4 = metal4, .source = Retained<NSString*>([text retain])});
     }
     TORCH_CHECK(!found.empty(), "mpsk: cannot open the metallib ", s.path, ": a folder without .metal files");
     std::ranges::sort(found, {}, &Library::path);
@@ -74,7 +83,7 @@ id<MTLLibrary> open(Library& library) {
     TORCH_CHECK(library.opened, "mpsk: cannot open the metallib ", library.path, ": ", message(error));
   } else {
     Retained<MTLCompileOptions*> options([[MTLCompileOptions alloc] init]);
-    [options.get() setLanguageVersion:kLanguage];
+    [options.get() setLanguageVersion:library.metal4 ? kLanguage4 : kLanguage];
     [options.get() setFastMathEnabled:kFastMath];
     library.opened = Retained<id<MTLLibrary>>([metal_device() newLibraryWithSource:library.source.get()
                                                                            options:options.get()
@@ -82,6 +91,29 @@ id<MTLLibrary> open(Library& library) {
     TORCH_CHECK(library.opened, "mpsk: cannot compile ", library.path, ": ", message(error));
   }
   return library.opened.get();
+}
+
+// Why Metal does not take a library; empty: it does.
+std::string refusal(Library& library) {
+  try {
+    open(library);
+    return "";
+  } catch (const c10::Error& error) {
+    return error.what_without_backtrace();
+  }
+}
+
+// Why kernels may not use matrix units; empty: they may.
+std::string look_for_tensor_units(State& s, int family) {
+  if (family < kTensorFamily) return c10::str("a GPU of Apple family ", family, " has none");
+  @autoreleasepool {
+    for (Library& library : libraries(s)) {
+      // Of the Hub's builder, which puts all kernels into one.
+      if (library.embedded != nullptr) return "the library inside the module is for macOS 26.0, and they need 26.2";
+      if (library.metal4) return refusal(library);
+    }
+    return "the build had no compiler for Metal 4";
+  }
 }
 
 // Whether to look for a kernel here. A source tells before it is compiled: host_name("x" ...) begins a name with x.
@@ -133,6 +165,7 @@ void set_metallib(const std::string& path) {
   State& s = state();
   std::lock_guard lock(s.mutex);
   s.path = path;
+  s.tensor_units_problem.reset();
   s.libraries.clear();
   s.pipelines.clear();
 }
@@ -162,12 +195,23 @@ CacheReport cache_report() {
   return s.cache.report();
 }
 
+std::string tensor_units_problem() {
+  const int family = device().family;
+  State& s = state();
+  std::lock_guard lock(s.mutex);
+  if (!s.tensor_units_problem) s.tensor_units_problem = look_for_tensor_units(s, family);
+  return *s.tensor_units_problem;
+}
+
+bool has_tensor_units() { return tensor_units_problem().empty(); }
+
 std::vector<std::string> function_names() {
   State& s = state();
   std::lock_guard lock(s.mutex);
   @autoreleasepool {
     std::vector<std::string> names;
     for (Library& library : libraries(s)) {
+      if (library.metal4 && !refusal(library).empty()) continue;
       for (NSString* name in [open(library) functionNames]) names.emplace_back([name UTF8String]);
     }
     return names;

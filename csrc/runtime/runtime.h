@@ -47,9 +47,16 @@ const Device& device();
 
 // Where the kernels are: a metallib, or a folder of .metal files without includes of their own, each compiled when one
 // of its kernels is first used. Nothing is opened before; setting a path drops what came from the one before.
+//
+// Kernels in Metal 4, of the .metal files that ask for its tensors, are in a metallib of their own beside the other,
+// x-metal4.metallib beside x.metallib, which Metal opens on macOS 26.2 and newer only.
 void set_metallib(const std::string& path);
 std::string metallib_path();
 std::vector<std::string> function_names();  // compiles every file of a folder
+
+// Whether kernels may use the matrix units of M5: the GPU has them, and Metal takes the kernels in Metal 4. Looks once.
+bool has_tensor_units();
+std::string tensor_units_problem();  // why not; empty: they are used
 
 // Pipelines of a folder of .metal files, as machine code, are kept in this folder for the processes to come; see
 // pipeline_cache.h. Empty, and so at first: nothing is kept.

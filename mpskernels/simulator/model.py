@@ -2,11 +2,13 @@
 
 The time is the largest of six terms, as if the kernel overlapped them perfectly:
 
-- matrix: simdgroup_matrix FLOPs at the rate of the best published kernel on that chip;
+- matrix: FLOPs of simdgroup_matrix and of matmul2d, each at the rate of the best published kernel on that chip; before
+  M5 matmul2d is made of simdgroup_matrix;
 - alu: issue slots of the schedulers: fragment multiplications at their microbenchmarked cost, fp, special, integer and
   simd operations; on M3 and later integer instructions issue beside the rest;
 - dram: distinct bytes at the highest bandwidth that a published kernel has reached on that chip;
-- cache: lines of 128 bytes through L1, and what they had to hold through L2;
+- cache: lines of 128 bytes through L1, and what they had to hold through L2; operands of matmul2d that simdgroups of a
+  threadgroup share come from L2 once;
 - threadgroup: bytes of threadgroup memory, and a cycle for each bank conflict;
 - launch: from one small dispatch to the next.
 
@@ -38,6 +40,7 @@ LINE_BYTES = 128
 BANK_BYTES = 128  # that the banks of threadgroup memory move in one of the profiler's cycles
 SCHEDULERS = 4  # of a core
 REGISTERS = 64  # of 32 bits, for each thread: assumed
+MATRIX_FLOP = 1024  # of a multiplication of fragments
 LOADS_IN_FLIGHT = 4  # of a simdgroup, before it needs the first one's result: assumed
 
 
@@ -85,7 +88,9 @@ def predict(
 
     # Cycles of schedulers, of all simdgroups together. A lane that idles costs as much as one that works.
     simds = SIMD_WIDTH * dispatch.active
-    matrix = dispatch.matrix_operations * core.matrix_cycles
+    tensor_tflops = chip.tensor_tflops or chip.matrix_tflops
+    operations = dispatch.matrix_operations + (0 if chip.tensor_tflops else dispatch.tensor_flops / MATRIX_FLOP)
+    matrix = operations * core.matrix_cycles
     floating = (dispatch.f32_flops + dispatch.f16_flops / core.half_rate) / 2 / simds
     floating += dispatch.special / simds * core.special_cycles + dispatch.simd_operations * core.simd_cycles
     integer = dispatch.integer_operations / simds
@@ -109,12 +114,14 @@ def predict(
     bandwidth = chip.stream_gb_per_s * 1e9
     reached = min(bandwidth, in_flight / (chip.dram_latency_ns * 1e-9)) or bandwidth
 
+    from_l2 = useful - dispatch.device_lines_shared * LINE_BYTES
     conflicts = dispatch.bank_cycles - dispatch.bank_cycles_ideal
     terms = {
-        "matrix": dispatch.matrix_flops / (chip.matrix_tflops * 1e12 * balance),
+        "matrix": dispatch.matrix_flops / (chip.matrix_tflops * 1e12 * balance)
+        + dispatch.tensor_flops / (tensor_tflops * 1e12 * balance),
         "alu": alu,
         "dram": dispatch.device_bytes_unique / reached,
-        "cache": max(dispatch.device_lines * LINE_BYTES / core.l1_bytes, useful / core.l2_bytes) / (cores * clock),
+        "cache": max(dispatch.device_lines * LINE_BYTES / core.l1_bytes, from_l2 / core.l2_bytes) / (cores * clock),
         "threadgroup": (dispatch.bank_cycles_ideal * BANK_BYTES / core.threadgroup_bytes + conflicts) / (cores * clock),
         "launch": chip.launch_us * 1e-6,
     }
@@ -122,8 +129,8 @@ def predict(
 
     scalar = dispatch.f32_flops + dispatch.f16_flops / core.half_rate
     peak = chip.alu_tflops
-    if dispatch.matrix_flops:
-        scalar = dispatch.matrix_flops
+    if dispatch.matrix_flops or dispatch.tensor_flops:
+        scalar = dispatch.matrix_flops + dispatch.tensor_flops
         peak = chip.matrix_tflops if exact_f32 or chip.tensor_tflops is None else chip.tensor_tflops
     flops_floor = (scalar if necessary_flops is None else necessary_flops) / (peak * 1e12)
     bytes_floor = (dispatch.device_bytes_unique if necessary_bytes is None else necessary_bytes) / bandwidth

@@ -33,6 +33,7 @@ class Dispatch:
 
     matrix_flops: int  # of simdgroup_matrix: 2 * 8 * 8 * 8 for each multiply-accumulate
     matrix_operations: int
+    tensor_flops: int  # of matmul2d: 2 * m * n * k, with k in steps of 16
     f32_flops: int  # scalar and vector arithmetic; a fused multiply-add is 2
     f16_flops: int  # of half and bfloat
     special: int  # evaluations of exp, log, sin, rsqrt, ...
@@ -47,6 +48,7 @@ class Dispatch:
     device_accesses: int  # loads and stores of a simdgroup
     device_lines: int  # distinct lines of 128 bytes, summed over those accesses
     device_lines_ideal: int  # the fewest lines that could hold the distinct bytes of each
+    device_lines_shared: int  # of those, what a simdgroup of matmul2d reads after another of its threadgroup: from L1
     constant_read: int  # bytes requested of arguments in `constant`
 
     threadgroup_read: int  # bytes requested
@@ -95,7 +97,7 @@ class Dispatch:
 
     @property
     def flops(self) -> int:
-        return self.matrix_flops + self.f32_flops + self.f16_flops
+        return self.matrix_flops + self.tensor_flops + self.f32_flops + self.f16_flops
 
     @property
     def device_bytes(self) -> int:

@@ -171,7 +171,7 @@ def compile_shader(source: str) -> ShaderLibrary:
     """Compiles Metal source and returns its kernels, as `torch.mps.compile_shader` does.
 
     Headers of torch, such as `<c10/metal/utils.h>`, can be included. As in torch, arithmetic is safe math unless the
-    environment has PYTORCH_MPS_FAST_MATH=1.
+    environment has PYTORCH_MPS_FAST_MATH=1. The language is Metal 4 where the source asks for tensors, else 3.1.
 
     Raises:
         CompileError: the source does not compile.
@@ -180,7 +180,7 @@ def compile_shader(source: str) -> ShaderLibrary:
         raise TypeError(f"compile_shader: expected Metal source as str, got {type(source).__name__}")
     math_mode = "fast" if os.environ.get("PYTORCH_MPS_FAST_MATH", "0") != "0" else "safe"
     with tempfile.TemporaryDirectory(prefix="mpsk-") as folder:  # once open, the file is not needed
-        return ShaderLibrary(_simulator.Library(str(_compile(source, folder, math_mode))))
+        return ShaderLibrary(_simulator.Library(str(_compile(source, folder, compiler.std_for(source), math_mode))))
 
 
 def load_metallib(source: str | os.PathLike[str] | bytes | bytearray) -> ShaderLibrary:
@@ -199,25 +199,26 @@ def load_metallib(source: str | os.PathLike[str] | bytes | bytearray) -> ShaderL
 _INCLUDES = Path(torch.__file__).parent / "include"
 
 
-def _compile(source: str, folder: str, math_mode: str) -> Path:
-    return compiler.compile(source, Path(folder) / "shader.metallib", includes=[_INCLUDES], math_mode=math_mode)
+def _compile(source: str, folder: str, std: str, math_mode: str) -> Path:
+    output = Path(folder) / "shader.metallib"
+    return compiler.compile(source, output, includes=[_INCLUDES], std=std, math_mode=math_mode)
 
 
 _folder = tempfile.TemporaryDirectory(prefix="mpsk-")
 
 
-def _compile_for_metal(source: str, math_mode: str) -> str:
+def _compile_for_metal(source: str, std: str, math_mode: str) -> str:
     """For `newLibraryWithSource:`, which opens the file later: it stays until the process ends.
 
     As macOS does, it keeps the library for the processes to come, where the user's cache folder can be used.
     """
-    fingerprint = clang.fingerprint(math_mode, torch.__version__, str(_INCLUDES), source)
+    fingerprint = clang.fingerprint(math_mode, std, torch.__version__, str(_INCLUDES), source)
     kept = clang.cache_folder() / f"library-{fingerprint[:20]}.metallib"
     if kept.exists():
         with contextlib.suppress(RuntimeError):  # damaged: it is replaced
             _simulator.Library(str(kept))
             return str(kept)
-    made = _compile(source, tempfile.mkdtemp(dir=_folder.name), math_mode)
+    made = _compile(source, tempfile.mkdtemp(dir=_folder.name), std, math_mode)
     with contextlib.suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:

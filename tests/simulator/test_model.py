@@ -280,6 +280,7 @@ def test_too_few_simdgroups_leave_latency_uncovered():
     ("change", "term"),
     [
         ({"matrix_operations": 10**6, "matrix_flops": 1024 * 10**6}, "matrix"),
+        ({"tensor_flops": 1024 * 10**6}, "matrix"),
         ({"f32_flops": 10**9}, "alu"),
         ({"f16_flops": 10**9}, "alu"),
         ({"special": 10**8}, "alu"),

@@ -6,6 +6,7 @@ the path.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,12 @@ from pathlib import Path
 from . import clang
 from .errors import CompileError
 
-__all__ = ["CompileError", "compile"]
+__all__ = ["CompileError", "compile", "std_for"]
+
+
+def std_for(source: str) -> str:
+    """The language version that a source needs: of Metal 4 are tensors and what is made of them."""
+    return "metal4.0" if re.search(r"#\s*include\s*<(metal_tensor|MetalPerformancePrimitives/)", source) else "metal3.1"
 
 
 def compile(
@@ -30,7 +36,7 @@ def compile(
     Args:
         source: a path of a `.metal` file, or the source text itself.
         includes: folders for `#include "..."`.
-        std: the language version, metal3.0 to metal3.2.
+        std: the language version, metal3.0 to metal4.0.
         math_mode: "fast" (the default of Apple's compiler), "relaxed" or "safe".
         name: what messages call a source that is given as text.
 

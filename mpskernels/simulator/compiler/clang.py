@@ -20,7 +20,7 @@ from .rewrite import rewrite
 
 SIMULATOR = Path(__file__).resolve().parent.parent
 MSL = SIMULATOR / "msl"
-STDS = {"metal3.0": 300, "metal3.1": 310, "metal3.2": 320}
+STDS = {"metal3.0": 300, "metal3.1": 310, "metal3.2": 320, "metal4.0": 400}
 ABI_VERSION = 2  # MPSK_ABI_VERSION of device/abi.h
 _TRAILER = struct.Struct("<8sIIQ")
 

@@ -29,7 +29,14 @@ _ATOMIC = re.compile(rf"\s*{_NAME} = (?:atomicrmw|cmpxchg)(?: weak)?(?: volatile
 _MEMORY = re.compile(r"call void @llvm\.(memcpy|memmove|memset)\.")
 _CALLED = re.compile(r"\bcall\b.*?@([\w.$]+)\(")
 _WAITS = {"mpsk_simd", "mpsk_meet", "mpsk_threadgroup_barrier", "mpsk_simdgroup_barrier", "mpsk_fault"}
-_PLACED = {"mpsk_matrix_memory", "mpsk_shift", "mpsk_zero_division"}  # whose last argument is the place of the call
+_PLACED = {
+    "mpsk_matrix_memory",
+    "mpsk_tensor_memory",
+    "mpsk_shift",
+    "mpsk_zero_division",
+}  # whose last argument is the place of the call
+# Headers that keep to the memory of lanes and to addresses that they were given.
+_OWN_MEMORY = ("simdgroup_matrix.h", "simdgroup.h", "runtime.h", "tensor_ops.h")
 _POINTER = re.compile(rf"ptr (?:\w+ |align \d+ |dereferenceable\(\d+\) )*({_NAME}|null)")
 _GEP = re.compile(
     rf"\s*{_NAME} = getelementptr (?:inbounds |nuw |nusw )*(.+?), ptr ({_NAME})((?:, i\d+ \S+?)*)(?:, !dbg|$)"
@@ -219,8 +226,8 @@ class Instrumenter:
     # --- Functions ---
 
     def _function(self, f: _Function) -> list[str]:
-        if self.places.in_header(f.debug, "simdgroup_matrix.h", "simdgroup.h", "runtime.h"):
-            return f.lines  # these keep to the memory of lanes and to addresses that they were given
+        if self.places.in_header(f.debug, *_OWN_MEMORY):
+            return f.lines
         if "mpsk_derive_" in f.name:
             return f.lines  # it runs with no thread, when a pipeline is made
         for i, line in enumerate(f.lines):
@@ -286,9 +293,7 @@ class Instrumenter:
             elif line.lstrip().startswith("store atomic "):
                 kind = "atomic_store"
             debug = m[1] if (m := _DEBUG.search(line)) else fallback or f.debug
-            if self._private(f, pointer, entry) or self.places.in_header(
-                debug, "simdgroup_matrix.h", "simdgroup.h", "runtime.h"
-            ):
+            if self._private(f, pointer, entry) or self.places.in_header(debug, *_OWN_MEMORY):
                 continue
             align = int(m[1]) if (m := _ALIGN.search(line)) else 1
             found.append(_Access(i, kind, pointer, size, align, debug))
@@ -511,7 +516,7 @@ class Instrumenter:
     def _row(self, f: _Function, block: range, replaced) -> str:
         counts = dict.fromkeys(("instructions", "f32", "f16", "special", "integer", "matrix"), 0)
         matrix = ""
-        inside = ("runtime.h", "simdgroup_matrix.h")
+        inside = ("runtime.h", "simdgroup_matrix.h", "tensor.h", "tensor_ops.h")
         for i in block:
             line = f.lines[i]
             if line.startswith("    ") or line == "  ]" or not line.strip():

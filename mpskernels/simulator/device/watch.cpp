@@ -396,11 +396,13 @@ void Observation::merge(const Counts& counts) {
                                    &Counts::special,
                                    &Counts::integer_operations,
                                    &Counts::matrix_operations,
+                                   &Counts::tensor_flops,
                                    &Counts::device_read,
                                    &Counts::device_written,
                                    &Counts::device_accesses,
                                    &Counts::device_lines,
                                    &Counts::device_lines_ideal,
+                                   &Counts::device_lines_shared,
                                    &Counts::constant_read,
                                    &Counts::threadgroup_read,
                                    &Counts::threadgroup_written,
@@ -538,6 +540,7 @@ void Observer::begin(const mpsk_group& group, size_t index) {
   ran_.assign(ran_.size(), false);
   std::ranges::fill(here_, nullptr);
   group_barriers_ = 0;
+  operands_.clear();
   if (checker_) checker_->begin_group(index);
 }
 
@@ -622,6 +625,7 @@ void Observer::parted(const mpsk_site& site, size_t first, size_t count) {
 
 void Observer::threadgroup_barrier(unsigned flags, const mpsk_thread& first, unsigned ended) {
   ++group_barriers_;
+  operands_.clear();
   if (!checker_) return;
   checker_->threadgroup_barrier(flags);
   if (ended) missed("threadgroup_barrier", "threadgroup", first, ended);
@@ -763,6 +767,23 @@ void* Observer::access(void* pointer, size_t bytes, const mpsk_site& site) {
   return reinterpret_cast<void*>(address);
 }
 
+// An access that the first lane makes for all.
+const Object& Observer::simdgroup_access(uintptr_t pointer, AccessKind kind, size_t bytes, size_t align,
+                                         const mpsk_site& site) {
+  const Object* const object = resolve(pointer, kind, bytes, align, site);
+  if (!object) Worker::current()->refuse();
+  if (checker_ && object->checked) {
+    const auto simdgroup = static_cast<uint16_t>(whole_simdgroup | thread_->simdgroup);
+    const uintptr_t address = pointer & MPSK_ADDRESS;
+    if (kind == AccessKind::read) {
+      checker_->access<AccessKind::read>(*object, address, bytes, simdgroup, site);
+    } else {
+      checker_->access<AccessKind::write>(*object, address, bytes, simdgroup, site);
+    }
+  }
+  return *object;
+}
+
 void* Observer::matrix(const void* pointer, size_t elements_per_row, size_t x, size_t y, unsigned element_size,
                        bool transpose, bool write, const mpsk_site& site) {
   const auto tagged = reinterpret_cast<uintptr_t>(pointer);
@@ -780,17 +801,8 @@ void* Observer::matrix(const void* pointer, size_t elements_per_row, size_t x, s
   const Object* object = nullptr;
   for (size_t row = 0; row < 8; ++row) {
     const uintptr_t its = tagged + ((y + row) * elements_per_row + x) * element_size;
-    object = resolve(its, kind, bytes, element_size, site);
-    if (!object) Worker::current()->refuse();
+    object = &simdgroup_access(its, kind, bytes, element_size, site);
     rows[row] = its & MPSK_ADDRESS;
-    if (checker_ && object->checked) {
-      const auto thread = static_cast<uint16_t>(whole_simdgroup | thread_->simdgroup);
-      if (write) {
-        checker_->access<AccessKind::write>(*object, rows[row], bytes, thread, site);
-      } else {
-        checker_->access<AccessKind::read>(*object, rows[row], bytes, thread, site);
-      }
-    }
   }
   if (log_) {
     for (const uintptr_t row : rows) count_bytes(*object, row, bytes, write);
@@ -799,6 +811,40 @@ void* Observer::matrix(const void* pointer, size_t elements_per_row, size_t x, s
     for (unsigned lane = 0; lane < MPSK_SIMD_WIDTH; ++lane) words[lane] = rows[lane / 4] + lane % 4 * 2 * element_size;
     count_access(*object, words, MPSK_SIMD_WIDTH, 2 * element_size);
   }
+  return reinterpret_cast<void*>(base);
+}
+
+void* Observer::tensor(const void* pointer, size_t rows, size_t row_bytes, ptrdiff_t pitch, unsigned element_size,
+                       const mpsk_site& site) {
+  const auto tagged = reinterpret_cast<uintptr_t>(pointer);
+  if (!(tagged & MPSK_TAGGED)) {
+    if (tagged >= 65536) return const_cast<void*>(pointer);
+    refuse(0, AccessKind::read, 0, 1, site);
+    Worker::current()->refuse();
+  }
+  const uintptr_t base = tagged & MPSK_ADDRESS;
+  if (thread_->lane != 0) return reinterpret_cast<void*>(base);
+  // How the hardware reads operands is not known; it is counted as lanes that read 16 bytes each, row after row.
+  constexpr size_t piece = 16;
+  const bool shared = !operands_.emplace(base, rows).second;
+  const uint64_t lines_before = counts_.device_lines;
+  uintptr_t addresses[MPSK_SIMD_WIDTH];
+  unsigned count = 0;
+  const Object* object = nullptr;
+  for (size_t row = 0; row < rows; ++row) {
+    const uintptr_t begin = tagged + static_cast<uintptr_t>(static_cast<ptrdiff_t>(row) * pitch);
+    object = &simdgroup_access(begin, AccessKind::read, row_bytes, element_size, site);
+    if (!log_) continue;
+    count_bytes(*object, begin & MPSK_ADDRESS, row_bytes, false);
+    for (size_t at = 0; at < row_bytes; at += piece) {
+      addresses[count++] = (begin & MPSK_ADDRESS) + at;
+      if (count < MPSK_SIMD_WIDTH && row_bytes - at >= piece) continue;
+      count_access(*object, addresses, count, std::min(piece, row_bytes - at));
+      count = 0;
+    }
+  }
+  if (count) count_access(*object, addresses, count, piece);
+  if (shared) counts_.device_lines_shared += counts_.device_lines - lines_before;
   return reinterpret_cast<void*>(base);
 }
 
@@ -963,6 +1009,11 @@ MPSK_KERNEL_API void* mpsk_matrix_memory(const void* memory, unsigned long eleme
                                          const mpsk_site* site) {
   return observer()->matrix(memory, elements_per_row, x, y, element_size, transpose, write, *site);
 }
+MPSK_KERNEL_API void* mpsk_tensor_memory(const void* memory, unsigned long rows, unsigned long row_bytes,
+                                         long pitch_bytes, unsigned element_size, const mpsk_site* site) {
+  return observer()->tensor(memory, rows, row_bytes, pitch_bytes, element_size, *site);
+}
+MPSK_KERNEL_API void mpsk_tensor_flops(unsigned long flops) { observer()->tensor_flops(flops); }
 MPSK_KERNEL_API void mpsk_here(const mpsk_site* site) {
   if (observer()) observer()->here(site);
 }

@@ -10,8 +10,10 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "abi.h"
@@ -40,8 +42,9 @@ struct Counts {
   uint64_t threads = 0, threadgroup_memory = 0;
   uint64_t instructions = 0, simd_instructions = 0;
   uint64_t f32_flops = 0, f16_flops = 0, special = 0, integer_operations = 0, matrix_operations = 0;
+  uint64_t tensor_flops = 0;
   uint64_t device_read = 0, device_written = 0, device_read_unique = 0, device_written_unique = 0;
-  uint64_t device_accesses = 0, device_lines = 0, device_lines_ideal = 0;
+  uint64_t device_accesses = 0, device_lines = 0, device_lines_ideal = 0, device_lines_shared = 0;
   uint64_t constant_read = 0;
   uint64_t threadgroup_read = 0, threadgroup_written = 0;
   uint64_t threadgroup_accesses = 0, bank_cycles = 0, bank_cycles_ideal = 0;
@@ -148,6 +151,10 @@ class Observer {
   void* access(void* pointer, size_t bytes, const mpsk_site& site);
   void* matrix(const void* pointer, size_t elements_per_row, size_t x, size_t y, unsigned element_size, bool transpose,
                bool write, const mpsk_site& site);
+  // `rows` of an operand of matmul2d, which the simdgroup reads
+  void* tensor(const void* pointer, size_t rows, size_t row_bytes, ptrdiff_t pitch, unsigned element_size,
+               const mpsk_site& site);
+  void tensor_flops(uint64_t flops) { counts_.tensor_flops += thread_->lane == 0 ? flops : 0; }
   void operation(const char* kind, const std::string& text, const mpsk_site& site);  // a finding
   void* within(void* pointer, const mpsk_site& site);
   unsigned* counters(mpsk_code& code) {
@@ -163,6 +170,7 @@ class Observer {
   void look_over(const Object& object);
   const Object* resolve(uintptr_t pointer, AccessKind kind, size_t bytes, size_t align, const mpsk_site& site);
   void refuse(uintptr_t pointer, AccessKind kind, size_t bytes, size_t align, const mpsk_site& site);
+  const Object& simdgroup_access(uintptr_t pointer, AccessKind kind, size_t bytes, size_t align, const mpsk_site& site);
   void* scratch(size_t bytes);
   void parted(const mpsk_site& site, size_t first, size_t count);
   void missed(const char* barrier, const char* scope, const mpsk_thread& first, unsigned ended);
@@ -199,6 +207,7 @@ class Observer {
   std::unique_ptr<Log> log_;
   std::unique_ptr<Checker> checker_;
   std::vector<unsigned char> scratch_;
+  std::set<std::pair<uintptr_t, size_t>> operands_;  // of matmul2d, read since the last barrier of the threadgroup
   Counts counts_;
 };
 

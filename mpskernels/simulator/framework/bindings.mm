@@ -108,10 +108,10 @@ class Library {
 // A Python function that makes a metallib of Metal source; never freed, as it may outlive the interpreter.
 PyObject* python_compiler = nullptr;
 
-std::string compile(const std::string& source, const std::string& math_mode) {
+std::string compile(const std::string& source, const std::string& std, const std::string& math_mode) {
   const py::gil_scoped_acquire acquire;
   try {
-    return py::str(py::handle(python_compiler)(source, math_mode));
+    return py::str(py::handle(python_compiler)(source, std, math_mode));
   } catch (const py::error_already_set& error) {
     throw std::runtime_error(py::str(error.value()));
   }
@@ -186,6 +186,7 @@ py::list dispatches() {
     MPSK_COUNT(threads)
     MPSK_COUNT(threadgroup_memory)
     MPSK_COUNT(matrix_operations)
+    MPSK_COUNT(tensor_flops)
     MPSK_COUNT(f32_flops)
     MPSK_COUNT(f16_flops)
     MPSK_COUNT(special)
@@ -199,6 +200,7 @@ py::list dispatches() {
     MPSK_COUNT(device_accesses)
     MPSK_COUNT(device_lines)
     MPSK_COUNT(device_lines_ideal)
+    MPSK_COUNT(device_lines_shared)
     MPSK_COUNT(constant_read)
     MPSK_COUNT(threadgroup_read)
     MPSK_COUNT(threadgroup_written)

@@ -131,9 +131,8 @@ extern "C" id<MTLDevice> MTLCreateSystemDefaultDevice(void) { return [[MPSKDevic
     case MTLGPUFamilyCommon2:
     case MTLGPUFamilyCommon3:
     case MTLGPUFamilyMetal3:
+    case MTLGPUFamilyMetal4:  // comes with macOS 26
       return YES;
-    case MTLGPUFamilyMetal4:  // comes with macOS 26; the software device speaks Metal 3.1
-      return NO;
     default:
       return gpuFamily >= MTLGPUFamilyApple1 && gpuFamily <= static_cast<NSInteger>(1000 + chip().apple_family);
   }
@@ -203,7 +202,9 @@ extern "C" id<MTLDevice> MTLCreateSystemDefaultDevice(void) { return [[MPSKDevic
     if (compiler == nullptr) invalid("no compiler for Metal sources is loaded in this process");
     const MTLMathMode mode = options == nil ? MTLMathModeFast : options.mathMode;
     const char* name = mode == MTLMathModeFast ? "fast" : mode == MTLMathModeRelaxed ? "relaxed" : "safe";
-    return [self newLibraryWithPath:compiler(text(source), name) error:error];
+    const MTLLanguageVersion version = options == nil ? MTLLanguageVersion3_1 : options.languageVersion;
+    const std::string std = "metal" + std::to_string(version >> 16) + '.' + std::to_string(version & 0xffff);
+    return [self newLibraryWithPath:compiler(text(source), std, name) error:error];
   } catch (const std::exception& problem) {
     return fail(error, MTLLibraryErrorDomain, MTLLibraryErrorCompileFailure, problem.what());
   }

@@ -76,7 +76,7 @@ id<MTLBinaryArchive> new_binary_archive(MTLBinaryArchiveDescriptor* descriptor, 
 size_t allocated_bytes();
 
 // What newLibraryWithSource: calls: returns the path of a metallib, or throws. The mode is "fast", "relaxed" or "safe".
-using Compile = std::string (*)(const std::string& source, const std::string& math_mode);
+using Compile = std::string (*)(const std::string& source, const std::string& std, const std::string& math_mode);
 void set_compiler(Compile compile);
 
 // Lets the running command end and drops the others: for the end of the process.

@@ -18,3 +18,4 @@
 #include "barrier.h"
 #include "simdgroup.h"
 #include "simdgroup_matrix.h"
+#include "tensor_ops.h"

@@ -1,0 +1,4 @@
+// <MetalPerformancePrimitives/MetalPerformancePrimitives.h>
+#pragma once
+#include "../metal_tensor"
+namespace mpp { namespace tensor_ops { using namespace metal::__tensor_ops; } }

@@ -1,0 +1,159 @@
+"""Matrix products on the matrix units of M5: which problems take them, and what they may cost.
+
+Every test of the family runs on an M5 too, where there is one or one is simulated (`make test` does that); these are
+about it alone.
+"""
+
+import contextlib
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from cases import DTYPE_IDS, dtypes, random, to_mps
+from test_matmul import check, launched
+
+import mpskernels
+from mpskernels import _C
+
+pytestmark = pytest.mark.skipif(bool(_C.tensor_units_problem()), reason=f"needs M5: {_C.tensor_units_problem()}")
+
+
+@pytest.fixture
+def tf32():
+    """Lets products of float32 round their operands."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def kernels(call, op="matmul"):
+    return sorted(label.split("?")[0] for label in launched(call, op))
+
+
+CHOICES = [
+    # m, n, k, b along k: what a chip of 10 cores runs
+    ((17, 64, 64, True), "matmul_tensor_{}_bm32_bn64_wm1_wn1"),
+    ((32, 640, 64, False), "matmul_tensor_{}_bm32_bn64_wm1_wn1"),
+    ((100, 200, 64, True), "matmul_tensor_{}_bm32_bn64_wm1_wn1"),
+    ((256, 320, 64, False), "matmul_tensor_{}_bm64_bn64_wm2_wn1"),
+    ((5 * 128, 8 * 128, 8, True), "matmul_tensor_{}_bm128_bn128_wm4_wn2"),
+]
+
+
+@dtypes
+@pytest.mark.parametrize(("sizes", "kernel"), CHOICES, ids=str)
+def test_matrix_units_are_used(dtype, sizes, kernel, tf32):
+    m, n, k, b_along_k = sizes
+    a = to_mps(random(m, k, dtype=dtype))
+    b = to_mps(random(n, k, dtype=dtype).t() if b_along_k else random(k, n, dtype=dtype))
+    assert kernels(lambda: mpskernels.matmul(a, b)) == [kernel.format(DTYPE_IDS[dtype])]
+
+
+def test_every_kernel_is_reached(tf32):
+    reached = set()
+    for dtype, name in DTYPE_IDS.items():
+        reached |= {kernel.format(name) for _, kernel in CHOICES}
+        for rows, columns in ((17, 64), (100, 200), (320, 256)):
+            x, w = to_mps((random(rows, 16, dtype=dtype), random(columns, 16, dtype=dtype)))
+            reached |= set(kernels(lambda x=x, w=w: mpskernels.gated_linear(x, w, w), "gated_linear"))
+    assert reached == {name for name in _C.function_names() if name.startswith("matmul_tensor_")}
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (random(64, 65, dtype=torch.float16)[:, :64], random(64, 64, dtype=torch.float16)),
+        (random(64, 64, dtype=torch.float16), random(64, 136, dtype=torch.float16)[:, 4:68]),
+        (random(64, 128, dtype=torch.float16)[:, ::2], random(64, 64, dtype=torch.float16)),
+        (random(1, 64, dtype=torch.float16).expand(64, 64), random(64, 64, dtype=torch.float16)),
+        (random(16, 64, dtype=torch.float16), random(64, 64, dtype=torch.float16)),
+    ],
+    ids=["pitch", "offset", "stride", "expanded", "few_rows"],
+)
+def test_what_they_do_not_read_goes_elsewhere(a, b):
+    """Rows that are not aligned to 16 bytes, elements that do not lie side by side; and what memory bounds anyway."""
+    assert not any("tensor" in kernel for kernel in kernels(lambda: check(a, b)))
+
+
+def test_float32_is_rounded_only_where_torch_allows_it():
+    a, b = random(64, 64), random(64, 64, seed=1)
+    assert not any("tensor" in kernel for kernel in kernels(lambda: check(a, b)))
+    exact = a.double() @ b.double()
+
+    @contextlib.contextmanager
+    def allowed_for_matmul():
+        torch.set_float32_matmul_precision("high")
+        yield
+        torch.set_float32_matmul_precision("highest")
+
+    for allowed in (allowed_for_matmul(), torch.backends.flags(fp32_precision="tf32")):
+        out = []
+        with allowed:
+            found = kernels(lambda out=out: out.append(mpskernels.matmul(*to_mps((a, b)))))
+        assert found == ["matmul_tensor_f32_bm32_bn64_wm1_wn1"]
+        # Each operand is off by half of 2^-10 at most.
+        error = (out[0].cpu().double() - exact).abs() / (a.abs().double() @ b.abs().double())
+        assert 2**-16 < error.max() < 2**-10
+        assert not any("tensor" in kernel for kernel in kernels(lambda: check(a, b)))
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_products_of_groups_use_them(grouped):
+    x, w = random(96, 64, dtype=torch.bfloat16), random(3, 64, 32, dtype=torch.bfloat16, seed=1)
+    offsets = torch.tensor([40, 40, 90], dtype=torch.int32)
+    indices = torch.randperm(96, generator=torch.Generator().manual_seed(0)).int() if grouped else None
+    args = to_mps((x, w, offsets)) + ((to_mps(indices),) if grouped else ())
+    found = kernels(lambda: mpskernels.grouped_matmul(*args), "grouped_matmul")
+    assert ("tensor" in found[0]) == (not grouped)  # they read no rows that indices name
+
+
+@dtypes
+def test_results_are_the_same_bits_every_time(dtype, tf32):
+    a, b = to_mps((random(130, 520, dtype=dtype), random(520, 136, dtype=dtype)))
+    first = mpskernels.matmul(a, b)
+    for _ in range(2):
+        assert torch.equal(mpskernels.matmul(a, b).cpu(), first.cpu())
+
+
+def test_info_says_that_they_are_used():
+    assert mpskernels.info().matrix_units == "used"
+    assert "metal 4    matrix units used" in str(mpskernels.info())
+
+
+def test_without_a_usable_library_in_metal_4_the_kernels_do_without_matrix_units(tmp_path):
+    metallib = Path(_C.metallib_path())
+    a = torch.randn(64, 64).half().to("mps")
+
+    def kernel():
+        before = _C.launches().get("matmul", {})
+        out = mpskernels.matmul(a, a).cpu()
+        [label] = [k for k, count in _C.launches()["matmul"].items() if count != before.get(k, 0)]
+        return label.split("_f16")[0], out
+
+    used, expected = kernel()
+    try:
+        assert used == "matmul_tensor"
+        copy, second = tmp_path / "copy.metallib", tmp_path / "copy-metal4.metallib"
+        shutil.copy(metallib, copy)
+        _C.set_metallib(str(copy))
+        assert _C.tensor_units_problem() == "the build had no compiler for Metal 4"
+        assert kernel()[0] == "matmul_tile"
+        torch.testing.assert_close(kernel()[1], expected, rtol=2**-10, atol=2**-7)
+        second.write_bytes(metallib.read_bytes()[:5000])
+        _C.set_metallib(str(copy))
+        assert _C.tensor_units_problem().startswith(f"mpsk: cannot open the metallib {second}: ")
+        assert mpskernels.info().matrix_units.startswith("not used: mpsk: cannot open")
+        assert kernel()[0] == "matmul_tile"
+        shutil.copy(metallib.with_stem(metallib.stem + "-metal4"), second)
+        _C.set_metallib(str(copy))
+        assert kernel()[0] == "matmul_tensor"
+        _C.set_metallib(
+            str(Path(mpskernels.__file__).parent / "metal")
+        )  # each file compiled in the language that it needs
+        used, out = kernel()
+        assert used == "matmul_tensor"
+        torch.testing.assert_close(out, expected, rtol=2**-10, atol=2**-7)
+    finally:
+        _C.set_metallib(str(metallib))
