@@ -7,8 +7,8 @@
 Nothing is measured: the times are the model's (mpskernels.simulator.model), from counts of work. The counts are exact.
 Sizes as large as these are not run as a whole. The op launches its real grid, as the selection table wants it on a chip
 of that class; of the threadgroups that are alike, one runs and counts for all. Tiles in the last row or column of tiles
-that are not full, and the last split of k, are kinds of their own. tests/simulator/test_light.py holds this against
-whole runs.
+that are not full, the last split of k, and the last rows of a norm are kinds of their own.
+tests/simulator/test_light.py holds this against whole runs.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ CLASSES = {"": "m4", "pro": "m4pro", "max": "m4max", "ultra": "m3ultra"}
 BYTES = 2  # of an element: float16
 BAND = 8  # rows of tiles that the kernels walk together
 NO_THREADGROUP = 1 << 62
+LARGE = 1 << 22  # elements from which on a norm is to reach the goal
 HEAD = """\
 float16; predicted from exact counts, nothing measured. Speed of light is at the matrix rate and the bandwidth that the
 best published kernel has reached on that chip; on M5 the rate is that of its matrix units, which no kernel uses yet."""
@@ -90,6 +91,12 @@ class Product:
     def bytes_written(self) -> int:
         return BYTES * self.m * self.n
 
+    bytes_beside_sums = 0
+
+    def bytes_of_sums(self, first: Dispatch) -> int:
+        """What the splits of k leave to a second dispatch, where there is one."""
+        return 4 * (2 if self.op == "gated_linear" else 1) * self.m * self.n * first.threadgroups[1]
+
     def run(self) -> None:
         """On memory without a value: what the kernels do does not depend on it."""
         m, n, k = self.m, self.n, self.k
@@ -124,19 +131,36 @@ class Norm:
         return self.rows * self.columns
 
     @property
-    def bytes_moved(self) -> int:
-        tensors, parameters = {
-            "rms_norm": (2, 1),
-            "add_rms_norm": (4, 1),
-            "layer_norm": (2, 2),
-            "rms_norm_backward": (3, 2),
-            "layer_norm_backward": (3, 3),
+    def tensors(self) -> tuple[int, int, int, int]:
+        """Of the size of x, that are read and that are written; parameters likewise."""
+        return {
+            "rms_norm": (1, 1, 1, 0),
+            "add_rms_norm": (2, 2, 1, 0),
+            "layer_norm": (1, 1, 2, 0),
+            "rms_norm_backward": (2, 1, 1, 1),
+            "layer_norm_backward": (2, 1, 1, 2),
         }[self.op]
-        return BYTES * (tensors * self.elements + parameters * self.columns)
+
+    @property
+    def bytes_read(self) -> int:
+        read, _, parameters, _ = self.tensors
+        return BYTES * (read * self.elements + parameters * self.columns)
+
+    @property
+    def bytes_written(self) -> int:
+        return self.bytes_beside_sums + BYTES * self.tensors[3] * self.columns
+
+    @property
+    def bytes_beside_sums(self) -> int:
+        return BYTES * self.tensors[1] * self.elements
+
+    def bytes_of_sums(self, first: Dispatch) -> int:
+        """What the threadgroups leave to a second dispatch, where there is one."""
+        return 4 * self.tensors[3] * self.columns * first.groups
 
     def run(self) -> None:
-        x, y = (torch.zeros(self.rows, self.columns, dtype=torch.float16).to("mps") for _ in range(2))
-        weight, bias = (torch.ones(self.columns, dtype=torch.float16).to("mps") for _ in range(2))
+        x, y = (_empty(self.rows, self.columns) for _ in range(2))
+        weight, bias = (_empty(self.columns) for _ in range(2))
         match self.op:
             case "rms_norm":
                 ops.rms_norm(x, weight, 1e-6)
@@ -170,35 +194,41 @@ def products() -> list[Product]:
 def norms() -> list[Norm]:
     """Of 2^22 elements, from which on the goal holds, at all widths of rows; and of fewer."""
     all_ops = ("rms_norm", "add_rms_norm", "layer_norm", "rms_norm_backward", "layer_norm_backward")
-    sizes = [((1 << 22) // columns, columns) for columns in (128, 1024, 4096, 16384)]
+    sizes = [(LARGE // columns, columns) for columns in (128, 1024, 4096, 16384)]
     sizes += [(512, 1024), (128, 1024), (1, 4096)]
     return [Norm(op, *size) for op in all_ops for size in sizes]
 
 
-def extrapolated(product: Product) -> list[Dispatch]:
-    """What a profile of `product` would hold, from one threadgroup of each kind."""
+JOBS = {"products": products, "norms": norms}
+
+
+def extrapolated(job: Product | Norm) -> list[Dispatch]:
+    """What a profile of `job` would hold, from one threadgroup of each kind."""
     with profile(only=NO_THREADGROUP) as p:
-        product.run()
-    outputs = product.m * product.n
-    partials = 4 * outputs * p.dispatches[0].threadgroups[1] * (2 if product.op == "gated_linear" else 1)
-    read, result = product.bytes_read, []
+        job.run()
+    sums = job.bytes_of_sums(p.dispatches[0])
+    result = []
     for i, whole in enumerate(p.dispatches):
         kinds: dict[tuple[bool, ...], list[int]] = {}
         for group in range(whole.groups):
-            kinds.setdefault(_kind(whole, product, group), []).append(group)
+            kinds.setdefault(_kind(whole, job, group), []).append(group)
         counts: Counter[str] = Counter()
         barriers = 0
         for alike in kinds.values():
             with profile(only=alike[0]) as p_one:
-                product.run()
+                job.run()
             one = p_one.dispatches[i]
             barriers = max(barriers, one.barriers)
             for name in _SUMMED:
                 counts[name] += len(alike) * getattr(one, name)
-        written = product.bytes_written if i + 1 == len(p.dispatches) else partials
+        if len(p.dispatches) == 1:
+            read, written = job.bytes_read, job.bytes_written
+        elif i == 0:
+            read, written = job.bytes_read, job.bytes_beside_sums + sums
+        else:
+            read, written = sums, job.bytes_written - job.bytes_beside_sums
         unique = {"device_read_unique": read, "device_written_unique": written, "barriers": barriers}
         result.append(dataclasses.replace(whole, **counts, **unique))
-        read = written
     return result
 
 
@@ -207,9 +237,9 @@ _NO_SUM = {"barriers", "device_read_unique", "device_written_unique"}
 _SUMMED = [field.name for field in dataclasses.fields(Dispatch) if field.name not in _OF_THE_GRID | _NO_SUM]
 
 
-def _kind(dispatch: Dispatch, product: Product, group: int) -> tuple[bool, ...]:
+def _kind(dispatch: Dispatch, product: Product | Norm, group: int) -> tuple[bool, ...]:
     """What tells threadgroups apart: the last row and column of tiles, where not full, and the last split of k."""
-    if dispatch.kernel.startswith("matmul_sum"):
+    if isinstance(product, Norm) or dispatch.kernel.startswith("matmul_sum"):
         return (group == dispatch.groups - 1,)
     x, y, _ = dispatch.threadgroups
     tile, split = group % x, group // x % y
@@ -243,7 +273,7 @@ class Row:
 
 
 def row_of(job: Product | Norm, dispatches: list[Dispatch], chip: Chip) -> Row:
-    necessary = job.bytes_moved if isinstance(job, Norm) else job.bytes_read + job.bytes_written
+    necessary = job.bytes_read + job.bytes_written
     each: list[Prediction] = [
         predict(dispatch, chip, necessary_flops=job.flops, necessary_bytes=necessary) for dispatch in dispatches
     ]
@@ -267,21 +297,17 @@ def geometric_mean(rows: list[Row]) -> float:
 # --- Counts of every class, each in a process of its own, as a process simulates one chip ---
 
 
-def count(with_norms: bool) -> list[list[dict]]:
-    found = [extrapolated(product) for product in products()]
-    for norm in norms() if with_norms else []:
-        with profile() as p:
-            norm.run()
-        found.append(p.dispatches)
+def count(jobs: list[Product] | list[Norm]) -> list[list[dict]]:
+    found = [extrapolated(job) for job in jobs]
     return [[dataclasses.asdict(dispatch) for dispatch in dispatches] for dispatches in found]
 
 
-def counts_of_classes() -> tuple[dict[str, list[list[Dispatch]]], list[list[Dispatch]]]:
-    """Of products, by class, and of norms, whose selection table asks for no class."""
+def counts_of_classes(jobs: str) -> dict[str, list[list[Dispatch]]]:
+    """Of the jobs of that name, by class."""
 
     def child(kind: str) -> list[list[Dispatch]]:
         environment = os.environ | {"MPSK_SIMULATE": CLASSES[kind], "MPSK_THREADS": "1"}
-        command = [sys.executable, "-m", "bench.light", "--count", *(["--norms"] if kind == "" else [])]
+        command = [sys.executable, "-m", "bench.light", "--count", jobs]
         text = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
         tuples = ("threadgroups", "threads_per_threadgroup")
         return [
@@ -290,14 +316,19 @@ def counts_of_classes() -> tuple[dict[str, list[list[Dispatch]]], list[list[Disp
         ]
 
     with ThreadPoolExecutor(2) as pool:
-        counted = dict(zip(CLASSES, pool.map(child, CLASSES), strict=True))
-    number = len(products())
-    of_norms = counted[""][number:]
-    return {kind: found[:number] for kind, found in counted.items()}, of_norms
+        return dict(zip(CLASSES, pool.map(child, CLASSES), strict=True))
 
 
 def class_of(chip: Chip) -> str:
     return chip.key[2:]
+
+
+def rows_of_chips(jobs: str) -> dict[Chip, list[Row]]:
+    of_classes = counts_of_classes(jobs)
+    return {
+        chip: [row_of(*pair, chip) for pair in zip(JOBS[jobs](), of_classes[class_of(chip)], strict=True)]
+        for chip in CHIPS.values()
+    }
 
 
 # --- Tables ---
@@ -366,21 +397,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chip", choices=CHIPS, help="print every size on this chip as well")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a picture into FILE")
-    parser.add_argument("--count", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--norms", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--count", choices=JOBS, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.count:
-        json.dump(count(asked.norms), sys.stdout)
+        json.dump(count(JOBS[asked.count]()), sys.stdout)
         return 0
-    of_classes, of_norms = counts_of_classes()
-    large = [(job, found) for job, found in zip(norms(), of_norms, strict=True) if job.elements >= 1 << 22]
-    small = [(job, found) for job, found in zip(norms(), of_norms, strict=True) if job.elements < 1 << 22]
-    of_products, of_large, of_small = {}, {}, {}
-    for chip in CHIPS.values():
-        pairs = zip(products(), of_classes[class_of(chip)], strict=True)
-        of_products[chip] = [row_of(job, found, chip) for job, found in pairs]
-        of_large[chip] = [row_of(*pair, chip) for pair in large]
-        of_small[chip] = [row_of(*pair, chip) for pair in small]
+    of_products, of_norms = rows_of_chips("products"), rows_of_chips("norms")
+    of_large = {chip: [row for row in rows if row.job.elements >= LARGE] for chip, rows in of_norms.items()}
+    of_small = {chip: [row for row in rows if row.job.elements < LARGE] for chip, rows in of_norms.items()}
     print(HEAD)
     print(f"\nProducts: {len(products())} sizes\n{summary(of_products)}")
     for head, backward in (("Norms of 2^22 elements", False), ("Gradients of norms of 2^22 elements", True)):
