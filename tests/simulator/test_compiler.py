@@ -11,6 +11,7 @@ import torch
 from mpskernels import simulator
 from mpskernels.simulator import compiler
 from mpskernels.simulator.compiler import CompileError, clang
+from mpskernels.simulator.compiler.rewrite import rewrite
 
 PREFIX = "#include <metal_stdlib>\n#include <metal_simdgroup_matrix>\nusing namespace metal;\n"
 
@@ -175,6 +176,53 @@ def test_kernels_of_one_name_and_deduced_arguments():
         out = torch.zeros(3, dtype=dtype, device="mps")
         getattr(library, name)(out)
         assert out.tolist() == [size] * 3
+
+
+def test_variables_with_the_name_of_a_kernel():
+    source = """
+    kernel void k(device float* out, uint i [[thread_position_in_grid]]) {
+      float sum = 0;
+      for (uint k = 0; k < 4; ++k) sum += simd_sum(float(k));
+      threadgroup_barrier(mem_flags::mem_none);
+      out[i] = sum;
+    }
+    """
+    assert run(source) == [6 * 32] * 32
+
+
+@pytest.mark.parametrize(
+    ("body", "joins"),
+    [
+        ("x += simd_sum(x);", 0),
+        ("if (j > 2) x += 1; x += simd_sum(j & 1 ? x : 2); while (x > 9) x -= 1;", 0),
+        ("if (N == 1) { simdgroup_barrier(mem_flags::mem_none); } else { x += simd_sum(x); }", 0),
+        ("if constexpr (N == 1) { x += simd_sum(x); }", 0),
+        ("if (N == 1) x += 1; else x += simd_sum(x);", 1),  # an else without braces is not looked into
+        ("if (M == 1) x += simd_sum(x);", 1),  # here M is a variable
+        ("if (x > 1) { x += simd_sum(x); }", 1),
+        ("if (x > 1) { x = 2; } else { x = 3; { x += simd_sum(x); } }", 1),
+        ("if (N > 1) { if (x > 1) x += 1; else x += simd_sum(x); }", 1),
+        ("if (x > 1) continue; x += simd_sum(x);", 1),
+        ("x += x > 1 ? simd_sum(x) : 2;", 1),
+        ("x += x > 1 && simd_any(x > 3);", 1),
+        ("x += x > 1 ? float2{1, 2}.x : simd_sum(x);", 1),
+        ("switch (int(x)) { case 1: x += simd_sum(x); }", 1),
+        ("for (int i = 0; i < x; ++i) x += simd_sum(x);", 1),
+        ("x += guarded(x);", 1),
+    ],
+)
+def test_loops_in_which_no_lane_can_pass_an_operation_by_need_no_meeting(body, joins):
+    source = f"""
+    float guarded(float x) {{ if (x > 1) return simd_sum(x); return x; }}
+    template <int M> int other() {{ return M; }}
+    template <int N> void work(device float* out, uint i) {{
+      float x = i; int M = i;
+      for (int j = 0; j < 4; ++j) {{ {body} }}
+      out[i] = x + M;
+    }}
+    kernel void k(device float* out, uint i [[thread_position_in_grid]]) {{ work<1>(out, i); }}
+    """
+    assert rewrite(source).count("mpsk::join") == joins
 
 
 # --- Memory -----------------------------------------------------------------------------------

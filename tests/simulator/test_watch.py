@@ -86,6 +86,11 @@ def test_shifts_of_vectors_are_checked():
     ("type_name", "operation", "field", "expected"),
     [
         ("half4", "x[i] * x[i]", "f16_flops", 128),
+        ("bfloat4", "x[i] * x[i]", "f16_flops", 128),
+        ("bfloat4", "x[i] * x[i]", "f32_flops", 0),
+        ("bfloat", "x[i] * 3 - x[i]", "f16_flops", 64),
+        ("bfloat", "bfloat(x[i] * 3.0f)", "f16_flops", 0),
+        ("bfloat", "bfloat(x[i] * 3.0f)", "f32_flops", 32),
         ("float4", "x[i] + x[i]", "f32_flops", 128),
         ("float", "fma(x[i], 2.0f, 1.0f)", "f32_flops", 64),
         ("float", "rsqrt(x[i])", "special", 32),
@@ -95,7 +100,7 @@ def test_shifts_of_vectors_are_checked():
 )
 def test_operations_are_counted_once(type_name, operation, field, expected):
     source = f"kernel void k(device {type_name}* x, uint i [[thread_position_in_grid]]) {{ x[i] = {operation}; }}"
-    dtype = torch.float16 if "half" in type_name else torch.float32
+    dtype = torch.float32 if type_name.startswith("float") else torch.float16  # bfloat's bits matter to nobody here
     assert getattr(counts(source, torch.ones(128, dtype=dtype, device="mps")), field) == expected
 
 
@@ -104,6 +109,40 @@ def test_an_atomic_addition_of_floats_is_one():
     x = torch.zeros(1, device="mps")
     found = counts(source, x, threads=640, group_size=64)
     assert (found.atomics, found.device_written, x.item()) == (640, 2560, 640)
+
+
+@pytest.mark.parametrize(
+    ("view", "index"),
+    [
+        (lambda x: x, "(2, 1)"),
+        (lambda x: x.t(), "(0, 3)"),
+        (lambda x: x[1:, ::2], "(1, 1)"),
+        (lambda x: x[2, 1:2].expand(5, 1), "(0, 0)"),
+        (lambda x: x[2, 1], "()"),
+    ],
+)
+def test_the_first_element_that_was_not_stored(view, index):
+    source = "kernel void k(device float* x, uint i [[thread_position_in_grid]]) { if (i < 9) x[i] = i; }"
+    with simulator.check(report_only=True) as report:
+        x = torch.empty(4, 4, device="mps")
+        kernel(source)(x, threads=16)
+        view(x).cpu()
+    assert [f"the first at index {index}" in f.text for f in report.findings] == [True]
+
+
+def test_memory_that_only_an_offset_completes_is_looked_at():
+    source = """
+    kernel void k(device const float* x [[buffer(0)]], device float* y [[buffer(1)]],
+                  uint i [[thread_position_in_grid]]) { y[i] = x[i]; }"""
+    with simulator.check(report_only=True) as report:
+        x, y = torch.empty(200, device="mps"), torch.empty(100, device="mps")
+        x[:100] = 1
+        kernel(source)(x, y, threads=100)  # its values are there; not those of the whole buffer
+        assert not report.findings
+        x[101:] = 1
+        kernel(source)(x[100:], y, threads=100)
+    [finding] = report.findings
+    assert (finding.kind, finding.count) == ("uninitialised", 1)
 
 
 def test_banks_that_are_asked_very_often():

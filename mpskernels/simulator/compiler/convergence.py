@@ -22,6 +22,7 @@ _SIMD = re.compile(
     r"|shuffle(_\w+)?|prefix_\w+)|simdgroup_barrier"
 )
 _BRANCHES = {"if", "?", "switch", "continue", "break", "return", "while", "for", "do", "&&", "||"}
+_JUMPS = {"continue", "break", "return"}
 _BEFORE_EXPRESSION = {"return", "else", "do", "case"}
 
 
@@ -37,6 +38,7 @@ class Convergence:
         self.tokens = source.tokens
         self.names = {body: self._name(body) for body in bodies}
         self.kernels = kernels
+        self.template_values = self._template_values()
         self.reaching = self._functions_that_reach(_is_simd)  # an operation of the simdgroup
         self.marked = self.reaching | self._functions_that_reach("threadgroup_barrier".__eq__)
         self.branching = self.reaching & self._functions_that_reach(_BRANCHES.__contains__)
@@ -49,8 +51,10 @@ class Convergence:
         return self.tokens[self.source.match[k] - 1].text
 
     def _functions_that_reach(self, wanted: Callable[[str], bool]) -> set[str]:
-        """Names of the functions with such a token in their bodies, and of all that call one."""
-        words = {body: {t.text for t in self.tokens[body : self.source.match[body]]} for body in self.names}
+        """Names of the functions with such a token in their bodies, and of all that call one. Nothing calls a kernel:
+        where its name is met, something else has it."""
+        callable_bodies = self.names.keys() - self.kernels
+        words = {body: {t.text for t in self.tokens[body : self.source.match[body]]} for body in callable_bodies}
         found = {self.names[body] for body, texts in words.items() if any(map(wanted, texts))}
         while more := {self.names[body] for body, texts in words.items() if texts & found} - found:
             found |= more
@@ -126,10 +130,7 @@ class Convergence:
         opened = i + 1 if tokens[i].text != "do" else self._statement_end(i + 1) + 2
         closed = self.source.match[opened]
         end = self._statement_end(closed + 1)
-        inside = {token.text for token in tokens[i + 1 : end + 1]}
-        if not any(_is_simd(text) or text in self.reaching for text in inside):
-            return
-        if not inside & (_BRANCHES | self.branching):
+        if not self._can_be_passed_by(i, closed, end):
             return
         join = f"mpsk::join({2 * end + 1})"
         if tokens[i].text == "for":
@@ -138,6 +139,57 @@ class Convergence:
         elif tokens[opened + 2].kind != "name":  # no declaration
             self.source.insert_after(opened, f"{join}, (")
             self.source.insert(closed, ")")
+
+    def _can_be_passed_by(self, loop: int, head_end: int, end: int) -> bool:
+        """Whether a lane that stays in the loop may pass an operation in it by."""
+        tokens = self.tokens
+        inside = range(loop + 1, end + 1)
+        found = [k for k in inside if _is_simd(tokens[k].text) or tokens[k].text in self.reaching]
+        if not found:
+            return False
+        if tokens[loop].text == "do" or found[0] < head_end or any(tokens[k].text in _JUMPS for k in inside):
+            return True
+        return any(tokens[k].text in self.branching or self._is_guarded(k, head_end) for k in found)
+
+    def _is_guarded(self, i: int, start: int) -> bool:
+        """Whether lanes may differ in whether they reach token i from `start`, the last token of the loop's head."""
+        tokens, match = self.tokens, self.source.match
+        k = i - 1
+        while k > start:
+            text = tokens[k].text
+            if text == "}" and tokens[k + 1].kind != "name" and tokens[k + 1].text != "{":
+                return True  # in the midst of an expression, perhaps
+            if text == "else":
+                head = match[k - 1] - 1 if tokens[k - 1].text == "}" else -1  # the `)` of its if
+                if head < 0 or tokens[head].text != ")" or tokens[match[head] - 1].text != "if":
+                    return True
+                k = match[head] - 1
+            elif text in (";", "}"):
+                k = self.source.opening(k + 1) - 1  # out of the block
+            elif text == "if" and (tokens[k + 1].text == "constexpr" or self._is_constant(k + 2, match[k + 1])):
+                k -= 1
+            elif text in _BRANCHES:
+                return True
+            else:
+                k = self.source.before(k)
+        return False
+
+    def _is_constant(self, begin: int, end: int) -> bool:
+        """Whether the tokens [begin, end) are an expression of numbers and of template parameters."""
+        return all(t.kind != "name" or t.text in self.template_values for t in self.tokens[begin:end])
+
+    def _template_values(self) -> set[str]:
+        """Of the names of template parameters that are values, those that name nothing else."""
+        tokens, names = self.tokens, self.source.template_values
+        others = {
+            token.text
+            for i, token in enumerate(tokens)
+            if token.text in names
+            and tokens[i - 1].kind == "name"
+            and tokens[i - 1].text not in _BEFORE_EXPRESSION
+            and (tokens[i - 2].text not in ("<", ",") or tokens[self.source.opening(i)].text == "(")
+        }
+        return names - others
 
     def _statement_end(self, i: int) -> int:
         """Index of the last token of the statement at i."""

@@ -61,6 +61,8 @@ _SPECIAL = re.compile(
     r"(?:llvm\.)?(?:sqrt|exp|exp2|exp10|log|log2|log10|sin|cos|tan|asin|acos|atan|atan2|sinh|cosh|tanh|asinh|acosh"
     r"|atanh|pow|fmod|cbrt|erf|hypot)f?(?:\.(?:f32|f16|bf16|v\d+f\d+))?"
 )
+# Of msl/mpsk/types.h; a float as the other operand makes a float.
+_BFLOAT_OPERATOR = re.compile(r"operator(?:[-+*/]=?|\+\+|--)(?!.*<float\b)")
 _FUSED = re.compile(r"llvm\.(?:fma|fmuladd)\.")
 
 
@@ -137,6 +139,11 @@ class _Places:
         """Whether the innermost frame is in one of our headers."""
         frame = next(self.frames(debug), None) if debug else None
         return frame is not None and frame[0].startswith(self.headers) and Path(frame[0]).name in names
+
+    def in_bfloat_operator(self, debug: str) -> bool:
+        """Whether the innermost frame is an operator of which the result is a bfloat: it works in float and rounds."""
+        frame = next(self.frames(debug))
+        return self.in_header(debug, "types.h") and _BFLOAT_OPERATOR.match(frame[3]) is not None
 
     def user(self, debug: str):
         """The innermost frame outside our headers, if there is one."""
@@ -531,7 +538,8 @@ class Instrumenter:
             if operation == "tail" or called:
                 operation = "call"
             width = int(m[1]) if (m := _VECTOR.search(line)) and m[2] in _SCALARS else 1
-            kind = "f16" if re.search(r"\b(?:half|bfloat)\b", line) else "f32"
+            is_half = re.search(r"\b(?:half|bfloat)\b", line) or (debug and self.places.in_bfloat_operator(debug))
+            kind = "f16" if is_half else "f32"
             if operation == "fdiv" and self._is_rsqrt(f, line):
                 pass  # counted with its root
             elif operation in _FLOAT_OPERATIONS:

@@ -49,17 +49,17 @@ void Shadow::split(unsigned smaller) {
   device::split(atomics, count, first, begin >> shift, cells(), by);
 }
 
-Stamp& Shadow::write(size_t cell) {
+Stamp* Shadow::written() {
   if (!writes) writes = zeroed<Stamp>(cells());
-  return writes[cell];
+  return writes.get();
 }
-Stamps& Shadow::read(size_t cell) {
+Stamps* Shadow::read() {
   if (!reads) reads = zeroed<Stamps>(cells());
-  return reads[cell];
+  return reads.get();
 }
-Stamps& Shadow::atomic(size_t cell) {
+Stamps* Shadow::atomic() {
   if (!atomics) atomics = zeroed<Stamps>(cells());
-  return atomics[cell];
+  return atomics.get();
 }
 
 bool Initialised::any(size_t begin, size_t count) const {
@@ -85,6 +85,11 @@ void Initialised::set(size_t begin, size_t count) {
     bits[at / 64] |= (here == 64 ? ~0ull : (1ull << here) - 1) << bit;
     at += here;
   }
+}
+
+bool Initialised::complete(size_t end) {
+  while (known < end && bits[known / 64] == ~0ull) known += 64;
+  return known >= end || all(known, end - known);
 }
 
 void Checker::begin_dispatch() {
@@ -116,7 +121,7 @@ void Checker::simdgroup_barrier(unsigned simdgroup, unsigned flags) {
   }
 }
 
-Checker::Order Checker::order(const Stamp& stamp, const Epochs& e, uint16_t thread, uint16_t simd_epoch) const {
+inline Checker::Order Checker::order(const Stamp& stamp, const Epochs& e, uint16_t thread, uint16_t simd_epoch) {
   if (stamp.epoch < e.dispatch) return Order::before;
   if (stamp.epoch < e.group) return Order::grid;
   if (stamp.epoch < e.now) return Order::before;
@@ -126,17 +131,17 @@ Checker::Order Checker::order(const Stamp& stamp, const Epochs& e, uint16_t thre
   return stamp.simd_epoch < simd_epoch || simd_epoch == UINT16_MAX ? Order::before : Order::simdgroup;
 }
 
-const Stamp* Checker::conflict(const Stamps& stamps, const Epochs& e, uint16_t thread, uint16_t simd_epoch,
-                               Order& found) const {
+inline const Stamp* Checker::conflict(const Stamps& stamps, const Epochs& e, uint16_t thread, uint16_t simd_epoch,
+                                      Order& found) {
+  if (stamps.latest.epoch < e.dispatch) return nullptr;  // the others are no younger
   for (const Stamp* stamp : {&stamps.latest, &stamps.same, &stamps.other, &stamps.foreign}) {
-    if (stamp->epoch == 0) continue;
     found = order(*stamp, e, thread, simd_epoch);
     if (found >= Order::simdgroup) return stamp;
   }
   return nullptr;
 }
 
-void Checker::add(Stamps& stamps, const Stamp& stamp, const Epochs& e) {
+inline void Checker::add(Stamps& stamps, const Stamp& stamp, const Epochs& e) {
   Stamp& latest = stamps.latest;
   if (latest.epoch != stamp.epoch) {
     if (latest.epoch >= e.dispatch && latest.epoch < e.group) stamps.foreign = latest;
@@ -154,33 +159,35 @@ void Checker::add(Stamps& stamps, const Stamp& stamp, const Epochs& e) {
 
 // Threadgroup memory has a value where this threadgroup wrote one; a buffer, where anybody did. A struct may have holes
 // that have none.
-bool Checker::has_value(const Object& object, uintptr_t address, size_t bytes, bool is_struct, const Epochs& e) {
+inline bool Checker::has_value(const Object& object, uintptr_t address, size_t bytes, bool is_struct, const Epochs& e) {
   if (object.kind != mpsk_argument_threadgroup) {
     if (!object.initialised) return true;
     const size_t begin = address - object.storage;
     return is_struct ? object.initialised->any(begin, bytes) : object.initialised->all(begin, bytes);
   }
   Shadow& shadow = *threadgroup_shadow_;
+  const Stamp* const writes = shadow.written();
+  const Stamps* const atomics = shadow.atomics.get();
+  const size_t last = shadow.cell(address + bytes - 1);
   bool all = true, any = false;
-  for (size_t cell = shadow.cell(address); cell <= shadow.cell(address + bytes - 1); ++cell) {
-    const bool has =
-        shadow.write(cell).epoch >= e.group || (shadow.atomics && shadow.atomics[cell].latest.epoch >= e.group);
+  for (size_t cell = shadow.cell(address); cell <= last; ++cell) {
+    const bool has = writes[cell].epoch >= e.group || (atomics && atomics[cell].latest.epoch >= e.group);
     all = all && has;
     any = any || has;
   }
   return is_struct ? any : all;
 }
 
-void Checker::access(const Object& object, uintptr_t address, AccessKind kind, size_t bytes, uint16_t thread,
-                     const mpsk_site& site) {
+template <AccessKind kind>
+void Checker::access(const Object& object, uintptr_t address, size_t bytes, uint16_t thread, const mpsk_site& site) {
   const unsigned memory = object.kind == mpsk_argument_threadgroup ? threadgroup : device;
   Shadow* const shadow = memory == threadgroup ? threadgroup_shadow_.get() : object.shadow;
-  const Epochs& e = epochs[memory];
+  const Epochs e = epochs[memory];
   if (shadow) {
     const auto smaller = static_cast<unsigned>(__builtin_ctzll(address | bytes | 16));
     if (smaller < shadow->shift) shadow->split(smaller);
   }
-  const bool stores = kind == AccessKind::write || kind == AccessKind::atomic_store;
+  constexpr bool stores = kind == AccessKind::write || kind == AccessKind::atomic_store;
   if (!stores && !has_value(object, address, bytes, site.is_struct, e)) {
     observer_.finding(
         "uninitialised", "",
@@ -192,37 +199,38 @@ void Checker::access(const Object& object, uintptr_t address, AccessKind kind, s
   if (!shadow) return;
   const uint16_t simd_epoch = simd_epochs_[memory][simdgroup_of(thread)];
   const Stamp stamp = {e.now, thread, simd_epoch, &site};
-  const size_t last = shadow->cell(address + bytes - 1);
-  for (size_t cell = shadow->cell(address); cell <= last; ++cell) {
-    Stamp& written = shadow->write(cell);
-    Order found{};
-    if (written.epoch != 0 && (found = order(written, e, thread, simd_epoch)) >= Order::simdgroup) {
+  const size_t first = shadow->cell(address), last = shadow->cell(address + bytes - 1);
+  Stamp* const writes = shadow->written();
+  if constexpr (kind == AccessKind::read) shadow->read();
+  if constexpr (is_atomic(kind)) shadow->atomic();
+  Stamps *const reads = shadow->reads.get(), *const atomics = shadow->atomics.get();
+  for (size_t cell = first; cell <= last; ++cell) {
+    Stamp& written = writes[cell];
+    Order found = order(written, e, thread, simd_epoch);
+    if (found >= Order::simdgroup)
       report(object, address, kind, bytes, thread, site, AccessKind::write, written, found);
-    }
-    if (kind != AccessKind::read && shadow->reads) {
-      if (const Stamp* reader = conflict(shadow->reads[cell], e, thread, simd_epoch, found)) {
+    if (kind != AccessKind::read && reads) {
+      if (const Stamp* reader = conflict(reads[cell], e, thread, simd_epoch, found)) {
         report(object, address, kind, bytes, thread, site, AccessKind::read, *reader, found);
       }
     }
-    if (!is_atomic(kind) && shadow->atomics) {
-      if (const Stamp* atomic = conflict(shadow->atomics[cell], e, thread, simd_epoch, found)) {
+    if (!is_atomic(kind) && atomics) {
+      if (const Stamp* atomic = conflict(atomics[cell], e, thread, simd_epoch, found)) {
         report(object, address, kind, bytes, thread, site, AccessKind::atomic, *atomic, found);
       }
     }
-    switch (kind) {
-      case AccessKind::write:
-        written = stamp;
-        break;
-      case AccessKind::read:
-        add(shadow->read(cell), stamp, e);
-        break;
-      case AccessKind::atomic:
-      case AccessKind::atomic_store:
-        add(shadow->atomic(cell), stamp, e);
-        break;
+    if constexpr (kind == AccessKind::write) {
+      written = stamp;
+    } else {
+      add((kind == AccessKind::read ? reads : atomics)[cell], stamp, e);
     }
   }
 }
+
+template void Checker::access<AccessKind::read>(const Object&, uintptr_t, size_t, uint16_t, const mpsk_site&);
+template void Checker::access<AccessKind::write>(const Object&, uintptr_t, size_t, uint16_t, const mpsk_site&);
+template void Checker::access<AccessKind::atomic>(const Object&, uintptr_t, size_t, uint16_t, const mpsk_site&);
+template void Checker::access<AccessKind::atomic_store>(const Object&, uintptr_t, size_t, uint16_t, const mpsk_site&);
 
 Access Checker::describe(AccessKind kind, const Stamp& stamp, bool foreign) const {
   mpsk_group group = *observer_.group_;

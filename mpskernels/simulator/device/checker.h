@@ -49,9 +49,10 @@ struct Shadow {
   size_t cells() const { return ((begin + bytes - 1) >> shift) - (begin >> shift) + 1; }
   size_t cell(uintptr_t address) const { return (address >> shift) - (begin >> shift); }
   void split(unsigned smaller);
-  Stamp& write(size_t cell);
-  Stamps& read(size_t cell);
-  Stamps& atomic(size_t cell);
+  // The cells of one kind, from now on.
+  Stamp* written();
+  Stamps* read();
+  Stamps* atomic();
 };
 
 // Memory without a value: a bit for each byte that has one.
@@ -59,10 +60,12 @@ struct Initialised {
   explicit Initialised(size_t bytes) : bits((bytes + 63) / 64), bytes(bytes) {}
   std::vector<uint64_t> bits;
   size_t bytes;
+  size_t known = 0;                // all before it have a value
   bool bound_for_writing = false;  // by a kernel
   std::string kernel, buffer;      // the last of these, and what it calls the memory
   bool any(size_t begin, size_t count) const;
   bool all(size_t begin, size_t count) const;
+  bool complete(size_t end);  // whether all before `end` have; what is found is found once
   void set(size_t begin, size_t count);
 };
 
@@ -78,14 +81,14 @@ class Checker {
   void begin_group(size_t index);
   void threadgroup_barrier(unsigned flags);
   void simdgroup_barrier(unsigned simdgroup, unsigned flags);
-  void access(const Object& object, uintptr_t address, AccessKind kind, size_t bytes, uint16_t thread,
-              const mpsk_site& site);
+  template <AccessKind kind>
+  void access(const Object& object, uintptr_t address, size_t bytes, uint16_t thread, const mpsk_site& site);
 
  private:
   enum class Order { before, same_thread, simdgroup, threadgroup, grid };
-  Order order(const Stamp& stamp, const Epochs& epochs, uint16_t thread, uint16_t simd_epoch) const;
-  const Stamp* conflict(const Stamps& stamps, const Epochs& epochs, uint16_t thread, uint16_t simd_epoch,
-                        Order& order) const;
+  static Order order(const Stamp& stamp, const Epochs& epochs, uint16_t thread, uint16_t simd_epoch);
+  static const Stamp* conflict(const Stamps& stamps, const Epochs& epochs, uint16_t thread, uint16_t simd_epoch,
+                               Order& order);
   static void add(Stamps& stamps, const Stamp& stamp, const Epochs& epochs);
   void report(const Object& object, uintptr_t address, AccessKind kind, size_t bytes, uint16_t thread,
               const mpsk_site& site, AccessKind earlier, const Stamp& stamp, Order order);

@@ -246,6 +246,13 @@ std::strong_ordering in_source(const Lane& a, const Lane& b) {
   return a.site <=> b.site;
 }
 
+// Whether two lanes wait at the same place, as they mostly do.
+bool together(const Lane& a, const Lane& b) {
+  const mpsk_slot &x = *a.slot, &y = *b.slot;
+  if (a.site != b.site || x.place != y.place || x.depth != y.depth) return in_source(a, b) == 0;
+  return std::equal(x.calls, x.calls + std::min(x.depth, MPSK_MAX_CALLS), y.calls);
+}
+
 }  // namespace
 
 // What the lanes did since they last met is complete; the paused ones go on.
@@ -265,7 +272,8 @@ bool Worker::release_simd(const Simdgroup& simdgroup) {
   Lane* const lanes = &lanes_[simdgroup.first];
   const Lane* first = nullptr;
   for (unsigned i = 0; i < simdgroup.count; ++i) {
-    if (waits_for_simdgroup(lanes[i]) && (!first || in_source(lanes[i], *first) < 0)) first = &lanes[i];
+    if (!waits_for_simdgroup(lanes[i])) continue;
+    if (!first || (!together(lanes[i], *first) && in_source(lanes[i], *first) < 0)) first = &lanes[i];
   }
   if (!first) return false;
   unsigned active = 0, live = 0;
@@ -275,7 +283,7 @@ bool Worker::release_simd(const Simdgroup& simdgroup) {
     Lane& lane = lanes[i];
     payloads[i] = nullptr;
     if (lane.state != LaneState::ended) live |= 1u << i;
-    if (!waits_for_simdgroup(lane) || in_source(lane, *first) != 0) continue;
+    if (!waits_for_simdgroup(lane) || !together(lane, *first)) continue;
     active |= 1u << i;
     payloads[i] = lane.payload;
   }
@@ -310,7 +318,7 @@ bool Worker::release_threadgroup() {
     if (lane.state == LaneState::ended) ++ended;
     if (lane.state != LaneState::threadgroup_barrier) continue;
     if (!first) first = &lane;
-    if (in_source(lane, *first) != 0) {
+    if (!together(lane, *first)) {
       fault("divergence",
             "divergent threadgroup_barrier: thread " + position(first->thread.position_in_threadgroup) +
                 " and thread " + position(lane.thread.position_in_threadgroup) + " wait at different barriers",

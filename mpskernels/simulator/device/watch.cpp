@@ -233,20 +233,36 @@ void memory_written(const std::byte* begin, size_t bytes) {
 
 namespace {
 
-// Calls `visit` with the offset in the storage of each element, until it says no.
+// Calls `visit` with the offset in the storage and the bytes of each run of elements that lie one behind the other, in
+// the elements' order.
 template <class Visit>
-void for_each(const Elements& elements, Visit visit) {
+void for_each_run(const Elements& elements, Visit visit) {
+  size_t run = elements.element_size, dims = elements.sizes.size();
+  while (dims > 0 &&
+         elements.strides[dims - 1] * static_cast<int64_t>(elements.element_size) == static_cast<int64_t>(run)) {
+    run *= static_cast<size_t>(elements.sizes[--dims]);
+  }
   const auto base = static_cast<size_t>(elements.first - elements.storage);
-  const size_t dims = elements.sizes.size();
   std::vector<int64_t> index(dims, 0);
   for (;;) {
     int64_t offset = 0;
     for (size_t d = 0; d < dims; ++d) offset += index[d] * elements.strides[d];
-    visit(base + static_cast<size_t>(offset) * elements.element_size, index);
+    visit(base + static_cast<size_t>(offset) * elements.element_size, run);
     size_t d = dims;
     while (d > 0 && ++index[d - 1] == elements.sizes[d - 1]) index[--d] = 0;
     if (d == 0) return;
   }
+}
+
+// The index of an element in a tensor of these sizes, from its number.
+std::string index_text(size_t number, std::span<const int64_t> sizes) {
+  std::string text;
+  for (size_t d = sizes.size(); d-- > 0;) {
+    const auto size = static_cast<size_t>(sizes[d]);
+    text.insert(0, (d ? ", " : "") + std::to_string(number % size));
+    number /= size;
+  }
+  return text;
 }
 
 }  // namespace
@@ -256,14 +272,13 @@ void memory_written(const Elements& elements) {
   const std::lock_guard lock(all.mutex);
   const auto at = all.memory.find(reinterpret_cast<uintptr_t>(elements.storage));
   if (at == all.memory.end()) return;
-  for_each(elements, [&](size_t offset, const auto&) { at->second->set(offset, elements.element_size); });
+  for_each_run(elements, [&](size_t offset, size_t bytes) { at->second->set(offset, bytes); });
 }
 
 void memory_read(const Elements& elements) {
   State& all = state();
-  size_t missing = 0, total = 0;
+  size_t missing = 0, total = 0, first = 0;
   Finding finding;
-  std::string where;
   {
     const std::lock_guard lock(all.mutex);
     const auto at = all.memory.find(reinterpret_cast<uintptr_t>(elements.storage));
@@ -271,18 +286,22 @@ void memory_read(const Elements& elements) {
     Initialised& known = *at->second;
     finding.kernel = known.kernel;
     finding.buffer = known.buffer;
-    for_each(elements, [&](size_t offset, const std::vector<int64_t>& index) {
-      ++total;
-      if (known.all(offset, elements.element_size)) return;
-      for (size_t d = 0; missing == 0 && d < index.size(); ++d) where += (d ? ", " : "") + std::to_string(index[d]);
-      ++missing;
+    for_each_run(elements, [&](size_t offset, size_t bytes) {
+      const size_t count = bytes / elements.element_size;
+      const size_t look_at = known.all(offset, bytes) ? 0 : count;
+      for (size_t i = 0; i < look_at; ++i) {
+        if (known.all(offset + i * elements.element_size, elements.element_size)) continue;
+        if (missing++ == 0) first = total + i;
+      }
+      total += count;
     });
     if (missing == 0) return;
     known.set(0, known.bytes);  // once is enough
   }
   finding.kind = "not stored";
   finding.text = std::to_string(missing) + " of the " + std::to_string(total) +
-                 " elements that are read back were never stored, the first at index (" + where + ")";
+                 " elements that are read back were never stored, the first at index (" +
+                 index_text(first, elements.sizes) + ")";
   add_finding(std::move(finding));
 }
 
@@ -344,6 +363,8 @@ Observation::Observation(const Watch& watch, const Dispatch& dispatch, const mps
           object.initialised->kernel = counts_.kernel;
           object.initialised->buffer = object.text();
         }
+        // Memory never loses its values, so there is nothing to keep.
+        if (object.initialised->complete(object.begin + object.bytes - begin)) object.initialised = nullptr;
       }
     }
     object.checked = object.shadow || object.initialised;
@@ -456,7 +477,7 @@ struct Log {
     }
   };
   static constexpr size_t limit = 512;
-  struct Lane {
+  struct alignas(64) Lane {  // so aligned, entries of one number lie in different sets of the host's caches
     size_t size = 0;
     Entry entries[limit];
     std::span<const Entry> all() const { return {entries, size}; }
@@ -475,10 +496,15 @@ Observer::Observer(Observation& observation, const Function& function)
   first_code_ = header.code_begin;
   ran_.resize(static_cast<size_t>(header.code_end - header.code_begin));
   for (const mpsk_code* code = header.code_begin; code != header.code_end; ++code) {
-    counters_per_lane_ = std::max<size_t>(counters_per_lane_, code->first + code->block_count);
     const std::span blocks(code->blocks, code->block_count);
     has_matrix_.push_back(std::ranges::any_of(blocks, [](const mpsk_block& block) { return block.matrix != nullptr; }));
+    const bool counted = watch().profile || has_matrix_.back();
+    nobodys_.emplace_back(counted ? 0 : code->block_count);
+    if (counted && code->shared) {
+      counters_per_lane_ = std::max<size_t>(counters_per_lane_, code->first + code->block_count);
+    }
   }
+  for (const Object& object : objects_) look_over(object);
 }
 
 Observer::~Observer() { observation_.merge(counts_); }
@@ -497,14 +523,20 @@ unsigned char* Observer::add_threadgroup_array(unsigned char* begin, size_t byte
   object.kind = mpsk_argument_threadgroup;
   object.name = name;
   objects_.push_back(std::move(object));
+  look_over(objects_.back());
   return reinterpret_cast<unsigned char*>(objects_.back().begin | MPSK_TAGGED |
                                           (objects_.size() - 1) << MPSK_TAG_SHIFT);
 }
 
+void Observer::look_over(const Object& object) {
+  const bool is_constant = object.kind == mpsk_argument_constant;
+  const bool unwatched = (!log_ || is_constant) && !(checker_ && object.checked);
+  ranges_.push_back(unwatched ? Range{object.begin, object.bytes, is_constant} : Range{});
+}
+
 void Observer::begin(const mpsk_group& group, size_t index) {
   group_ = &group;
-  const size_t threads = static_cast<size_t>(group.threads.x) * group.threads.y * group.threads.z;
-  counters_.assign(threads * counters_per_lane_, 0);
+  counters_.assign(threads() * counters_per_lane_, 0);
   ran_.assign(ran_.size(), false);
   std::ranges::fill(here_, nullptr);
   group_barriers_ = 0;
@@ -517,44 +549,59 @@ void Observer::end() {
   count_blocks();
 }
 
-unsigned* Observer::counters(mpsk_code& code) {
+unsigned* Observer::count(mpsk_code& code) {
+  if (code.first + code.block_count > counters_per_lane_) {
+    // The entry's, which comes before all that it calls, in the first threadgroup.
+    counters_per_lane_ = code.first + code.block_count;
+    counters_.assign(threads() * counters_per_lane_, 0);
+  }
   ran_[static_cast<size_t>(&code - first_code_)] = true;
   return &counters_[thread_->index_in_threadgroup * counters_per_lane_ + code.first];
 }
 
 // A block counts for a simdgroup as often as for its busiest lane: those that a branch has parted meet again.
 void Observer::count_blocks() {
-  const size_t threads = static_cast<size_t>(group_->threads.x) * group_->threads.y * group_->threads.z;
+  const size_t all = threads();
   for (size_t c = 0; c < ran_.size(); ++c) {
-    if (!ran_[c] || !(watch().profile || has_matrix_[c])) continue;
+    if (!ran_[c]) continue;
     const mpsk_code& code = first_code_[c];
-    for (size_t first = 0; first < threads; first += MPSK_SIMD_WIDTH) {
-      const size_t count = std::min<size_t>(MPSK_SIMD_WIDTH, threads - first);
-      sums_.assign(code.block_count, 0);
-      most_.assign(code.block_count, 0);
-      least_.assign(code.block_count, ~0u);
-      for (size_t lane = first; lane < first + count; ++lane) {
-        const unsigned* const passes = &counters_[lane * counters_per_lane_ + code.first];
-        for (size_t b = 0; b < code.block_count; ++b) {
-          sums_[b] += passes[b];
-          most_[b] = std::max(most_[b], passes[b]);
-          least_[b] = std::min(least_[b], passes[b]);
+    const size_t blocks = code.block_count;
+    sums_.assign(blocks, 0);
+    busiest_.assign(blocks, 0);
+    for (size_t first = 0; first < all; first += MPSK_SIMD_WIDTH) {
+      const size_t count = std::min<size_t>(MPSK_SIMD_WIDTH, all - first);
+      const unsigned* const passes = &counters_[first * counters_per_lane_ + code.first];
+      size_t alike = 1;  // lanes with the same counts as the first
+      while (alike < count && std::memcmp(passes, passes + alike * counters_per_lane_, blocks * sizeof *passes) == 0) {
+        ++alike;
+      }
+      most_.assign(passes, passes + blocks);
+      least_ = most_;
+      for (size_t b = 0; b < blocks; ++b) sums_[b] += passes[b] * alike;
+      for (size_t lane = alike; lane < count; ++lane) {
+        const unsigned* const its = passes + lane * counters_per_lane_;
+        for (size_t b = 0; b < blocks; ++b) {
+          sums_[b] += its[b];
+          most_[b] = std::max(most_[b], its[b]);
+          least_[b] = std::min(least_[b], its[b]);
         }
       }
-      for (size_t b = 0; b < code.block_count; ++b) {
-        if (most_[b] == 0) continue;
-        const mpsk_block& block = code.blocks[b];
-        counts_.instructions += sums_[b] * block.instructions;
-        counts_.simd_instructions += static_cast<uint64_t>(most_[b]) * block.instructions;
-        counts_.f32_flops += sums_[b] * block.f32_flops;
-        counts_.f16_flops += sums_[b] * block.f16_flops;
-        counts_.special += sums_[b] * block.special;
-        counts_.integer_operations += sums_[b] * block.integer_operations;
-        counts_.matrix_operations += static_cast<uint64_t>(most_[b]) * block.matrix_operations;
-        if (checker_ && block.matrix && (most_[b] != least_[b] || count < MPSK_SIMD_WIDTH)) {
-          parted(*block.matrix, first, count);
-        }
+      for (size_t b = 0; b < blocks; ++b) busiest_[b] += most_[b];
+      if (!checker_ || !has_matrix_[c] || (alike == count && count == MPSK_SIMD_WIDTH)) continue;
+      for (size_t b = 0; b < blocks; ++b) {
+        if (most_[b] == 0 || !code.blocks[b].matrix) continue;
+        if (most_[b] != least_[b] || count < MPSK_SIMD_WIDTH) parted(*code.blocks[b].matrix, first, count);
       }
+    }
+    for (size_t b = 0; b < blocks; ++b) {
+      const mpsk_block& block = code.blocks[b];
+      counts_.instructions += sums_[b] * block.instructions;
+      counts_.simd_instructions += busiest_[b] * block.instructions;
+      counts_.f32_flops += sums_[b] * block.f32_flops;
+      counts_.f16_flops += sums_[b] * block.f16_flops;
+      counts_.special += sums_[b] * block.special;
+      counts_.integer_operations += sums_[b] * block.integer_operations;
+      counts_.matrix_operations += busiest_[b] * block.matrix_operations;
     }
   }
 }
@@ -666,21 +713,35 @@ void Observer::refuse(uintptr_t pointer, AccessKind kind, size_t bytes, size_t a
   }
 }
 
-// The object that a tagged pointer was made for, or null where the access may not be.
-const Object* Observer::resolve(uintptr_t pointer, AccessKind kind, size_t bytes, size_t align, const mpsk_site& site) {
+// An access that only has to lie within its object: where it does, and null otherwise.
+inline void* Observer::within(void* pointer, const mpsk_site& site) {
+  const auto tagged = reinterpret_cast<uintptr_t>(pointer);
+  const size_t number = (tagged >> MPSK_TAG_SHIFT) - (MPSK_TAGGED >> MPSK_TAG_SHIFT);  // huge without a tag
+  if (number >= ranges_.size()) return nullptr;
+  const Range& range = ranges_[number];
+  const size_t offset = (tagged & (MPSK_WRAPPED | MPSK_ADDRESS)) - range.begin;  // huge where the index was cut off
+  if (offset + site.size > range.bytes || offset > range.bytes || (tagged & (site.align - 1)) != 0) return nullptr;
+  if (range.is_constant) counts_.constant_read += site.size;
+  return reinterpret_cast<void*>(range.begin + offset);
+}
+
+// The object that a tagged pointer was made for, or null where the access may not be. `align` is a power of two.
+inline const Object* Observer::resolve(uintptr_t pointer, AccessKind kind, size_t bytes, size_t align,
+                                       const mpsk_site& site) {
   const size_t number = pointer >> MPSK_TAG_SHIFT & 0x3fff;
   const Object& object = objects_[number < objects_.size() ? number : 0];  // 0 has no bytes
   const uintptr_t address = pointer & MPSK_ADDRESS;
   const size_t offset = address - object.begin;  // huge below the beginning
   const bool inside = offset <= object.bytes && object.bytes - offset >= bytes;
   const bool may = kind == AccessKind::read || object.writable;
-  const bool usable = inside && may && !(pointer & MPSK_WRAPPED) && address % align == 0;
+  const bool usable = inside && may && !(pointer & MPSK_WRAPPED) && (address & (align - 1)) == 0;
   if (__builtin_expect(usable, 1)) return &object;
   refuse(pointer, kind, bytes, align, site);
   return nullptr;
 }
 
-void* Observer::access(void* pointer, AccessKind kind, size_t bytes, const mpsk_site& site) {
+template <AccessKind kind>
+void* Observer::access(void* pointer, size_t bytes, const mpsk_site& site) {
   auto tagged = reinterpret_cast<uintptr_t>(pointer);
   if (!(tagged & MPSK_TAGGED)) {
     tagged &= ~MPSK_WRAPPED;
@@ -693,8 +754,8 @@ void* Observer::access(void* pointer, AccessKind kind, size_t bytes, const mpsk_
   const Object* const object = resolve(tagged, kind, bytes, site.align, site);
   if (!object) return scratch(bytes);
   if (object->kind == mpsk_argument_constant) counts_.constant_read += bytes;
-  if (checker_ && object->checked) {
-    checker_->access(*object, address, kind, bytes, static_cast<uint16_t>(thread_->index_in_threadgroup), site);
+  if (object->checked && checker_) {
+    checker_->access<kind>(*object, address, bytes, static_cast<uint16_t>(thread_->index_in_threadgroup), site);
   }
   if (log_ && object->kind != mpsk_argument_constant) {
     if (is_atomic(kind)) ++counts_.atomics;
@@ -712,8 +773,13 @@ const Object& Observer::simdgroup_access(uintptr_t pointer, AccessKind kind, siz
   const Object* const object = resolve(pointer, kind, bytes, align, site);
   if (!object) Worker::current()->refuse();
   if (checker_ && object->checked) {
-    checker_->access(*object, pointer & MPSK_ADDRESS, kind, bytes,
-                     static_cast<uint16_t>(whole_simdgroup | thread_->simdgroup), site);
+    const auto simdgroup = static_cast<uint16_t>(whole_simdgroup | thread_->simdgroup);
+    const uintptr_t address = pointer & MPSK_ADDRESS;
+    if (kind == AccessKind::read) {
+      checker_->access<AccessKind::read>(*object, address, bytes, simdgroup, site);
+    } else {
+      checker_->access<AccessKind::write>(*object, address, bytes, simdgroup, site);
+    }
   }
   return *object;
 }
@@ -912,26 +978,31 @@ namespace {
 // Nobody watches the code that works out constants from others.
 mpsk::device::Observer* observer() { return mpsk::device::Observer::current; }
 
-void* access(void* pointer, AccessKind kind, size_t bytes, const mpsk_site& site) {
-  return observer() ? observer()->access(pointer, kind, bytes, site) : pointer;
+template <AccessKind kind>
+void* access(void* pointer, size_t bytes, const mpsk_site& site) {
+  mpsk::device::Observer* const its = observer();
+  return its ? its->access<kind>(pointer, bytes, site) : pointer;
 }
 
 }  // namespace
 
 MPSK_KERNEL_API void* mpsk_read(void* pointer, const mpsk_site* site) {
-  return access(pointer, AccessKind::read, site->size, *site);
+  if (auto* const its = observer()) {
+    if (void* const address = its->within(pointer, *site)) return address;
+  }
+  return access<AccessKind::read>(pointer, site->size, *site);
 }
 MPSK_KERNEL_API void* mpsk_write(void* pointer, const mpsk_site* site) {
-  return access(pointer, AccessKind::write, site->size, *site);
+  return access<AccessKind::write>(pointer, site->size, *site);
 }
 MPSK_KERNEL_API void* mpsk_atomic(void* pointer, const mpsk_site* site) {
-  return access(pointer, AccessKind::atomic, site->size, *site);
+  return access<AccessKind::atomic>(pointer, site->size, *site);
 }
 MPSK_KERNEL_API void* mpsk_read_bytes(void* pointer, unsigned long bytes, const mpsk_site* site) {
-  return access(pointer, AccessKind::read, bytes, *site);
+  return access<AccessKind::read>(pointer, bytes, *site);
 }
 MPSK_KERNEL_API void* mpsk_write_bytes(void* pointer, unsigned long bytes, const mpsk_site* site) {
-  return access(pointer, AccessKind::write, bytes, *site);
+  return access<AccessKind::write>(pointer, bytes, *site);
 }
 MPSK_KERNEL_API void* mpsk_matrix_memory(const void* memory, unsigned long elements_per_row, unsigned long x,
                                          unsigned long y, unsigned element_size, bool transpose, bool write,
@@ -947,13 +1018,13 @@ MPSK_KERNEL_API void mpsk_here(const mpsk_site* site) {
   if (observer()) observer()->here(site);
 }
 MPSK_KERNEL_API unsigned* mpsk_counters(mpsk_code* code) {
-  if (observer()) return observer()->counters(*code);
+  if (auto* const its = observer()) return its->counters(*code);
   thread_local std::vector<unsigned> nobodys;
   nobodys.resize(std::max<size_t>(nobodys.size(), code->block_count));
   return nobodys.data();
 }
 MPSK_KERNEL_API void* mpsk_atomic_store(void* pointer, const mpsk_site* site) {
-  return access(pointer, AccessKind::atomic_store, site->size, *site);
+  return access<AccessKind::atomic_store>(pointer, site->size, *site);
 }
 MPSK_KERNEL_API void mpsk_shift(unsigned long amount, unsigned long most, const mpsk_site* site) {
   if (amount <= most || !observer()) return;

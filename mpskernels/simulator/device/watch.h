@@ -97,7 +97,7 @@ struct Fault : Error {
 };
 
 enum class AccessKind : uint8_t { read, write, atomic, atomic_store };
-inline bool is_atomic(AccessKind kind) { return kind >= AccessKind::atomic; }
+constexpr bool is_atomic(AccessKind kind) { return kind >= AccessKind::atomic; }
 
 struct Object;
 struct Log;
@@ -147,7 +147,8 @@ class Observer {
 
   // On behalf of the running thread.
   void run(const mpsk_thread* thread) { thread_ = thread; }
-  void* access(void* pointer, AccessKind kind, size_t bytes, const mpsk_site& site);
+  template <AccessKind kind>
+  void* access(void* pointer, size_t bytes, const mpsk_site& site);
   void* matrix(const void* pointer, size_t elements_per_row, size_t x, size_t y, unsigned element_size, bool transpose,
                bool write, const mpsk_site& site);
   // `rows` of an operand of matmul2d, which the simdgroup reads
@@ -155,13 +156,18 @@ class Observer {
                const mpsk_site& site);
   void tensor_flops(uint64_t flops) { counts_.tensor_flops += thread_->lane == 0 ? flops : 0; }
   void operation(const char* kind, const std::string& text, const mpsk_site& site);  // a finding
-  unsigned* counters(mpsk_code& code);
+  void* within(void* pointer, const mpsk_site& site);
+  unsigned* counters(mpsk_code& code) {
+    std::vector<unsigned>& nobodys = nobodys_[static_cast<size_t>(&code - first_code_)];
+    return nobodys.empty() ? count(code) : nobodys.data();
+  }
   void here(const mpsk_site* site) { here_[thread_->index_in_threadgroup] = site; }
   const mpsk_site* where(const mpsk_thread& thread) const { return here_[thread.index_in_threadgroup]; }
   const Watch& watch() const { return observation_.watch_; }
 
  private:
   friend class Checker;
+  void look_over(const Object& object);
   const Object* resolve(uintptr_t pointer, AccessKind kind, size_t bytes, size_t align, const mpsk_site& site);
   void refuse(uintptr_t pointer, AccessKind kind, size_t bytes, size_t align, const mpsk_site& site);
   const Object& simdgroup_access(uintptr_t pointer, AccessKind kind, size_t bytes, size_t align, const mpsk_site& site);
@@ -171,12 +177,20 @@ class Observer {
   void finding(const char* kind, const char* scope, const std::string& text, const Object* object,
                std::optional<Access> access, std::optional<Access> other = {});
   Access describe(AccessKind kind, const mpsk_site& site, const mpsk_thread& thread) const;
+  size_t threads() const { return static_cast<size_t>(group_->threads.x) * group_->threads.y * group_->threads.z; }
+  unsigned* count(mpsk_code& code);
   void count_blocks();
   void count_bytes(const Object& object, uintptr_t address, size_t bytes, bool writes);
   void count_access(const Object& object, uintptr_t* addresses, unsigned count, size_t bytes);
 
   Observation& observation_;
   std::vector<Object> objects_;  // the dispatch's, then this worker's threadgroup arrays
+  struct Range {
+    uintptr_t begin = 0;
+    size_t bytes = 0;
+    bool is_constant = false;
+  };
+  std::vector<Range> ranges_;  // of the objects whose reads leave nothing to keep; the others have no bytes here
   const mpsk_group* group_ = nullptr;
   const mpsk_thread* thread_ = nullptr;
   uint64_t group_barriers_ = 0;
@@ -185,9 +199,10 @@ class Observer {
   std::vector<unsigned> counters_;      // of each lane
   size_t counters_per_lane_ = 0;
   mpsk_code* first_code_ = nullptr;
-  std::vector<bool> ran_;         // which functions this threadgroup ran through
-  std::vector<bool> has_matrix_;  // which have operations on matrices
-  std::vector<uint64_t> sums_;
+  std::vector<bool> ran_;                       // which functions this threadgroup ran through
+  std::vector<bool> has_matrix_;                // which have operations on matrices
+  std::vector<std::vector<unsigned>> nobodys_;  // counters of a function, of all lanes, where nobody looks at them
+  std::vector<uint64_t> sums_, busiest_;
   std::vector<unsigned> most_, least_;
   std::unique_ptr<Log> log_;
   std::unique_ptr<Checker> checker_;
