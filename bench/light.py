@@ -9,8 +9,8 @@
 Nothing is measured: the times are the model's (mpskernels.simulator.model), from counts of work. The counts are exact.
 Sizes as large as these are not run as a whole. The op launches its real grid, as the selection table wants it on a chip
 of so many cores; of the threadgroups that are alike, one runs and counts for all. Tiles in the last row or column of
-tiles that are not full, and the last split of k, are kinds of their own. tests/simulator/test_light.py holds this
-against whole runs.
+tiles that are not full, the last split of k, and the last rows of a norm are kinds of their own.
+tests/simulator/test_light.py holds this against whole runs.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ GOALS = {"flops": 0.85, "bytes": 0.90}  # by what sets the speed of light
 DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
 BAND = 8  # rows of tiles that the kernels walk together
 NO_THREADGROUP = 1 << 62
+LARGE = 1 << 22  # elements from which on a norm is to reach the goal
 HEAD = """\
 {dtype}; predicted from exact counts, nothing measured. Speed of light is at the matrix rate and the bandwidth that the
 best published kernel has reached on that chip; on M5 the rate is that of its matrix units, in float32 that of
@@ -95,12 +96,18 @@ class Product:
     def bytes_written(self) -> int:
         return DTYPES[self.dtype].itemsize * self.m * self.n
 
+    bytes_beside_sums = 0
+
+    def bytes_of_sums(self, first: Dispatch) -> int:
+        """What the splits of k leave to a second dispatch, where there is one."""
+        return 4 * (2 if self.op == "gated_linear" else 1) * self.m * self.n * first.threadgroups[1]
+
     def run(self) -> None:
         """On memory without a value: what the kernels do does not depend on it."""
         m, n, k = self.m, self.n, self.k
 
         def empty(*sizes: int) -> torch.Tensor:
-            return torch.empty(sizes, dtype=DTYPES[self.dtype], device="mps")
+            return _empty(self.dtype, *sizes)
 
         match self.op:
             case "linear":
@@ -134,20 +141,36 @@ class Norm:
         return self.rows * self.columns
 
     @property
-    def bytes_moved(self) -> int:
-        tensors, parameters = {
-            "rms_norm": (2, 1),
-            "add_rms_norm": (4, 1),
-            "layer_norm": (2, 2),
-            "rms_norm_backward": (3, 2),
-            "layer_norm_backward": (3, 3),
+    def tensors(self) -> tuple[int, int, int, int]:
+        """Of the size of x, that are read and that are written; parameters likewise."""
+        return {
+            "rms_norm": (1, 1, 1, 0),
+            "add_rms_norm": (2, 2, 1, 0),
+            "layer_norm": (1, 1, 2, 0),
+            "rms_norm_backward": (2, 1, 1, 1),
+            "layer_norm_backward": (2, 1, 1, 2),
         }[self.op]
-        return DTYPES[self.dtype].itemsize * (tensors * self.elements + parameters * self.columns)
+
+    @property
+    def bytes_read(self) -> int:
+        read, _, parameters, _ = self.tensors
+        return DTYPES[self.dtype].itemsize * (read * self.elements + parameters * self.columns)
+
+    @property
+    def bytes_written(self) -> int:
+        return self.bytes_beside_sums + DTYPES[self.dtype].itemsize * self.tensors[3] * self.columns
+
+    @property
+    def bytes_beside_sums(self) -> int:
+        return DTYPES[self.dtype].itemsize * self.tensors[1] * self.elements
+
+    def bytes_of_sums(self, first: Dispatch) -> int:
+        """What the threadgroups leave to a second dispatch, where there is one."""
+        return 4 * self.tensors[3] * self.columns * first.groups
 
     def run(self) -> None:
-        dtype = DTYPES[self.dtype]
-        x, y = (torch.zeros(self.rows, self.columns, dtype=dtype).to("mps") for _ in range(2))
-        weight, bias = (torch.ones(self.columns, dtype=dtype).to("mps") for _ in range(2))
+        x, y = (_empty(self.dtype, self.rows, self.columns) for _ in range(2))
+        weight, bias = (_empty(self.dtype, self.columns) for _ in range(2))
         match self.op:
             case "rms_norm":
                 ops.rms_norm(x, weight, 1e-6)
@@ -178,40 +201,47 @@ def products(dtype: str = "f16") -> list[Product]:
 def norms(dtype: str = "f16") -> list[Norm]:
     """Of 2^22 elements, from which on the goal holds, at all widths of rows; and of fewer."""
     all_ops = ("rms_norm", "add_rms_norm", "layer_norm", "rms_norm_backward", "layer_norm_backward")
-    sizes = [((1 << 22) // columns, columns) for columns in (128, 1024, 4096, 16384)]
+    sizes = [(LARGE // columns, columns) for columns in (128, 1024, 4096, 16384)]
     sizes += [(512, 1024), (128, 1024), (1, 4096)]
     return [Norm(op, *size, dtype) for op in all_ops for size in sizes]
 
 
-def launched(product: Product) -> list[Dispatch]:
+def _empty(dtype: str, *sizes: int) -> torch.Tensor:
+    return torch.empty(sizes, dtype=DTYPES[dtype], device="mps")
+
+
+def launched(job: Product | Norm) -> list[Dispatch]:
     """Its dispatches, without what they count: no threadgroup runs."""
     with profile(only=NO_THREADGROUP) as p:
-        product.run()
+        job.run()
     return p.dispatches
 
 
-def extrapolated(product: Product, dispatches: list[Dispatch]) -> list[Dispatch]:
-    """What a profile of `product`, which launches `dispatches`, would hold, from one threadgroup of each kind."""
-    outputs = product.m * product.n
-    partials = 4 * outputs * dispatches[0].threadgroups[1] * (2 if product.op == "gated_linear" else 1)
-    read, result = product.bytes_read, []
+def extrapolated(job: Product | Norm, dispatches: list[Dispatch]) -> list[Dispatch]:
+    """What a profile of `job`, which launches `dispatches`, would hold, from one threadgroup of each kind."""
+    sums = job.bytes_of_sums(dispatches[0])
+    result = []
     for i, whole in enumerate(dispatches):
         kinds: dict[tuple[bool, ...], list[int]] = {}
         for group in range(whole.groups):
-            kinds.setdefault(_kind(whole, product, group), []).append(group)
+            kinds.setdefault(_kind(whole, job, group), []).append(group)
         counts: Counter[str] = Counter()
         barriers = 0
         for alike in kinds.values():
             with profile(only=alike[0]) as p_one:
-                product.run()
+                job.run()
             one = p_one.dispatches[i]
             barriers = max(barriers, one.barriers)
             for name in _SUMMED:
                 counts[name] += len(alike) * getattr(one, name)
-        written = product.bytes_written if i + 1 == len(dispatches) else partials
+        if len(dispatches) == 1:
+            read, written = job.bytes_read, job.bytes_written
+        elif i == 0:
+            read, written = job.bytes_read, job.bytes_beside_sums + sums
+        else:
+            read, written = sums, job.bytes_written - job.bytes_beside_sums
         unique = {"device_read_unique": read, "device_written_unique": written, "barriers": barriers}
         result.append(dataclasses.replace(whole, **counts, **unique))
-        read = written
     return result
 
 
@@ -220,9 +250,9 @@ _NO_SUM = {"barriers", "device_read_unique", "device_written_unique"}
 _SUMMED = [field.name for field in dataclasses.fields(Dispatch) if field.name not in _OF_THE_GRID | _NO_SUM]
 
 
-def _kind(dispatch: Dispatch, product: Product, group: int) -> tuple[bool, ...]:
+def _kind(dispatch: Dispatch, product: Product | Norm, group: int) -> tuple[bool, ...]:
     """What tells threadgroups apart: the last row and column of tiles, where not full, and the last split of k."""
-    if dispatch.kernel.startswith("matmul_sum"):
+    if isinstance(product, Norm) or dispatch.kernel.startswith("matmul_sum"):
         return (group == dispatch.groups - 1,)
     x, y, _ = dispatch.threadgroups
     tile, split = group % x, group // x % y
@@ -261,7 +291,7 @@ class Row:
 
 
 def row_of(job: Product | Norm, dispatches: list[Dispatch], chip: Chip) -> Row:
-    necessary = job.bytes_moved if isinstance(job, Norm) else job.bytes_read + job.bytes_written
+    necessary = job.bytes_read + job.bytes_written
     each: list[Prediction] = [
         predict(
             dispatch,
@@ -296,21 +326,17 @@ def geometric_mean(rows: list[Row]) -> float:
 def count(dtype: str, with_norms: bool, shared: Path) -> list[list[dict]]:
     """Of products, then of norms. What another process has counted of the same grids lies in the folder `shared`."""
     found = []
-    for product in products(dtype):
-        dispatches = launched(product)
-        grids = f"{product}{[(d.kernel, d.threadgroups) for d in dispatches]}"
+    for job in [*products(dtype), *(norms(dtype) if with_norms else [])]:
+        dispatches = launched(job)
+        grids = f"{job}{[(d.kernel, d.threadgroups) for d in dispatches]}"
         known = shared / hashlib.sha256(grids.encode()).hexdigest()
         if known.exists():
             found.append(json.loads(known.read_text()))
             continue
-        found.append([dataclasses.asdict(dispatch) for dispatch in extrapolated(product, dispatches)])
+        found.append([dataclasses.asdict(dispatch) for dispatch in extrapolated(job, dispatches)])
         partly = known.with_suffix(f".{os.getpid()}")
         partly.write_text(json.dumps(found[-1]))
         partly.rename(known)
-    for norm in norms(dtype) if with_norms else []:
-        with profile() as p:
-            norm.run()
-        found.append([dataclasses.asdict(dispatch) for dispatch in p.dispatches])
     return found
 
 
@@ -323,13 +349,13 @@ def grids_of(chip: Chip) -> str:
 
 
 def counted(chips: list[Chip], dtype: str, with_norms: bool) -> dict[str, list[list[Dispatch]]]:
-    """Of products, by chip that `grids_of` names; norms, which choose by no chip, follow those of the first."""
+    """Of products, followed by norms, by chip that `grids_of` names."""
     keys = list(dict.fromkeys(grids_of(chip) for chip in chips))
 
     def child(key: str) -> list[list[Dispatch]]:
         environment = os.environ | {"MPSK_SIMULATE": key, "MPSK_THREADS": "1"}
         command = [sys.executable, "-m", "bench.light", "--dtype", dtype, "--count", shared]
-        command += ["--norms"] if with_norms and key == keys[0] else []
+        command += ["--norms"] if with_norms else []
         text = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
         tuples = ("threadgroups", "threads_per_threadgroup")
         return [
@@ -431,9 +457,11 @@ def main() -> int:
     print(f"\nProducts: {len(jobs)} sizes\n{summary(of_products)}")
     of_norms: dict[Chip, list[Row]] = {chip: [] for chip in chips}
     if not asked.only:
-        counts = found[grids_of(chips[0])][len(jobs) :]
         of_norms = {
-            chip: [row_of(norm, dispatches, chip) for norm, dispatches in zip(norms(dtype), counts, strict=True)]
+            chip: [
+                row_of(norm, dispatches, chip)
+                for norm, dispatches in zip(norms(dtype), found[grids_of(chip)][len(jobs) :], strict=True)
+            ]
             for chip in chips
         }
         print_norms(of_norms)
@@ -451,7 +479,7 @@ def print_norms(rows: dict[Chip, list[Row]]) -> None:
             chip: [
                 row
                 for row in found
-                if (row.job.elements >= 1 << 22) == large and backward in (None, row.job.op.endswith("_backward"))
+                if (row.job.elements >= LARGE) == large and backward in (None, row.job.op.endswith("_backward"))
             ]
             for chip, found in rows.items()
         }

@@ -93,7 +93,20 @@ void check_group_norm_backward(const at::Tensor& grad, const at::Tensor& x, int6
 void check_rope(const at::Tensor& q, const std::optional<at::Tensor>& k, const std::optional<at::Tensor>& cos,
                 const std::optional<at::Tensor>& sin, const std::optional<at::Tensor>& positions,
                 const c10::SymInt& offset, double base, std::optional<int64_t> dims, bool interleaved,
-                const std::vector<int64_t>& sections);
+                const std::vector<int64_t>& sections, bool interleaved_sections);
+void check_qk_norm_rope(const at::Tensor& q, const std::optional<at::Tensor>& k,
+                        const std::optional<at::Tensor>& q_weight, const std::optional<at::Tensor>& k_weight,
+                        double eps, const std::optional<at::Tensor>& cos, const std::optional<at::Tensor>& sin,
+                        const std::optional<at::Tensor>& positions, double weight_offset, const c10::SymInt& offset,
+                        double base, std::optional<int64_t> dims, bool interleaved,
+                        const std::vector<int64_t>& sections, bool interleaved_sections);
+void check_qk_norm_rope_backward(const at::Tensor& grad_q, const std::optional<at::Tensor>& grad_k, const at::Tensor& q,
+                                 const std::optional<at::Tensor>& k, const std::optional<at::Tensor>& q_weight,
+                                 const std::optional<at::Tensor>& k_weight, double eps,
+                                 const std::optional<at::Tensor>& cos, const std::optional<at::Tensor>& sin,
+                                 const std::optional<at::Tensor>& positions, double weight_offset,
+                                 const c10::SymInt& offset, double base, std::optional<int64_t> dims, bool interleaved,
+                                 const std::vector<int64_t>& sections, bool interleaved_sections);
 void check_softmax(std::string_view op, const at::Tensor& x, const std::optional<at::Tensor>& mask, double scale,
                    bool is_causal, std::optional<double> soft_cap);
 void check_softmax_backward(std::string_view op, const at::Tensor& grad, const at::Tensor& out,
@@ -159,6 +172,8 @@ void define_checks(const Def& def) {
   def("check_modulated_norm", takes_none(mpsk::check_modulated_norm));
   def("check_modulated_norm_backward", takes_none(mpsk::check_modulated_norm_backward));
   def("check_rope", takes_none(mpsk::check_rope));
+  def("check_qk_norm_rope", takes_none(mpsk::check_qk_norm_rope));
+  def("check_qk_norm_rope_backward", takes_none(mpsk::check_qk_norm_rope_backward));
   def("check_softmax", takes_none(mpsk::check_softmax));
   def("check_softmax_backward", takes_none(mpsk::check_softmax_backward));
 }

@@ -163,6 +163,8 @@ void launch_rows(const char* op, const Rows& rows, const Options& options) {
   params.simdgroups_per_row = static_cast<uint32_t>(simdgroups);
   params.rows_per_threadgroup = static_cast<uint32_t>(together);
   const bool in_place = rows.gradient.defined() && rows.gradient.is_same(logits);
+  const bool held =
+      rows.loss.defined() && rows.gradient.defined() && logits.size(-1) <= 32 * simdgroups * pack * loss_held_chunks;
   auto kernel = pipeline(c10::str("cross_entropy_rows_", dtype_suffix(logits)),
                          {{loss_constant_targets_i64, "targets_i64", is_i64(rows.targets)},
                           {loss_constant_loss, "loss", rows.loss.defined()},
@@ -171,7 +173,8 @@ void launch_rows(const char* op, const Rows& rows, const Options& options) {
                           {loss_constant_scale, "scale", rows.scale.defined()},
                           {loss_constant_upstream, "upstream", rows.upstream.defined()},
                           {loss_constant_soft_cap, "soft_cap", options.soft_cap.has_value()},
-                          {loss_constant_packs, "packs", packs}});
+                          {loss_constant_packs, "packs", packs},
+                          {loss_constant_held, "held", held}});
   launch(op, [&](Encoder& encoder) {
     encoder.use(kernel);
     if (!in_place) encoder.tensor(loss_buffer_logits, logits);

@@ -161,14 +161,11 @@ norm_params params_of(const Norm& n) {
   };
 }
 
-// Sets how many simdgroups share a row and how many of `count` rows or parts a threadgroup takes at once.
-void set_threads(norm_params& params, const norm_choice& choice, int64_t count) {
-  const int64_t simdgroups = std::min<int64_t>(ceil_div(params.columns, choice.columns_per_thread * simd_width),
-                                               norm_row_threads / simd_width);
-  const bool loop = choice.tile.empty();
-  params.simdgroups_per_row = static_cast<uint32_t>(simdgroups);
-  params.rows_per_threadgroup = static_cast<uint32_t>(
-      loop ? 1 : std::clamp<int64_t>(threads_per_threadgroup / (simdgroups * simd_width), 1, count));
+void set_plan(norm_params& params, const norm_plan& plan) {
+  params.simdgroups_per_row = static_cast<uint32_t>(plan.simdgroups);
+  params.rows_per_threadgroup = static_cast<uint32_t>(plan.at_once);
+  params.rows_per_part = static_cast<uint32_t>(plan.rows);
+  params.parts_per_sample = static_cast<uint32_t>(plan.parts);
 }
 
 void dispatch_rows(Encoder& encoder, const norm_params& params, int64_t count) {
@@ -177,6 +174,8 @@ void dispatch_rows(Encoder& encoder, const norm_params& params, int64_t count) {
   encoder.dispatch({.x = width, .y = (groups + width - 1) / width},
                    {.x = size_t{params.simdgroups_per_row} * simd_width * params.rows_per_threadgroup});
 }
+
+int64_t bytes_of(const OptionalTensor& tensor) { return tensor ? tensor->element_size() : 0; }
 
 struct Outputs {
   at::Tensor out;
@@ -189,7 +188,23 @@ Outputs forward(const Norm& n) {
   if (n.x.numel() == 0) return outputs;
   norm_params params = params_of(n);
   const norm_choice& choice = choose_norm(norm_forward_choices, device().family, params.columns);
-  set_threads(params, choice, params.rows);
+  const bool parameters_f32 = is_f32_beside(n.x, n.weight, n.bias);
+  const bool has_modulation = n.scale.has_value();
+  const bool factor = n.weight || has_modulation, addend = n.bias || has_modulation;
+  const int64_t residual = n.residual.has_value(), gate = n.gate.has_value();
+  const norm_plan plan = plan_norm_forward(
+      choice, {.cores = device().cores,
+               .rows = params.rows_per_sample,
+               .samples = params.samples,
+               .columns = params.columns,
+               .element_bytes = n.x.element_size(),
+               .parameters = int64_t{factor} + addend,
+               .parameter_bytes = bytes_of(n.weight) + bytes_of(n.bias) + bytes_of(n.scale) + bytes_of(n.shift),
+               .narrow = !parameters_f32 && !has_modulation,
+               .taken = 1 + residual + (n.gate_first ? gate : 0),
+               .moved = 2 + 2 * residual + gate,
+               .sums = 0});
+  set_plan(params, plan);
   auto kernel = pipeline(c10::str(choice.kernel, "_", dtype_suffix(n.x), choice.tile),
                          {{norm_constant_centered, "centered", n.centered},
                           {norm_constant_residual, "residual", n.residual.has_value()},
@@ -197,10 +212,12 @@ Outputs forward(const Norm& n) {
                           {norm_constant_gate_first, "gate_first", n.gate_first},
                           {norm_constant_weight, "weight", n.weight.has_value()},
                           {norm_constant_bias, "bias", n.bias.has_value()},
-                          {norm_constant_parameters_f32, "parameters_f32", is_f32_beside(n.x, n.weight, n.bias)},
-                          {norm_constant_modulation, "modulation", n.scale.has_value()},
+                          {norm_constant_parameters_f32, "parameters_f32", parameters_f32},
+                          {norm_constant_modulation, "modulation", has_modulation},
                           {norm_constant_modulation_f32, "modulation_f32", is_f32_beside(n.x, n.scale, n.shift)},
-                          {norm_constant_vectors, "vectors", in_vectors(n)}});
+                          {norm_constant_vectors, "vectors", in_vectors(n)},
+                          {norm_constant_held, "held", plan.held},
+                          {norm_constant_ahead, "ahead", plan.ahead}});
   launch(n.op, [&](Encoder& encoder) {
     encoder.use(kernel);
     encoder.tensor(norm_buffer_x, n.x);
@@ -213,7 +230,7 @@ Outputs forward(const Norm& n) {
     encoder.tensor(norm_buffer_out, outputs.out);
     if (n.residual) encoder.tensor(norm_buffer_residual_out, outputs.residual_out);
     encoder.params(norm_buffer_params, params);
-    dispatch_rows(encoder, params, params.rows);
+    dispatch_rows(encoder, params, plan.parts * params.samples);
   });
   return outputs;
 }
@@ -245,19 +262,27 @@ Gradients backward(const Norm& n, bool grad_x, bool grad_parameters) {
     params.columns = static_cast<uint32_t>(narrow<int32_t>(n.x.size(-1), n.op, "x.size(-1)"));
     params.samples = n.scale ? narrow<uint32_t>(n.x.size(0), n.op, "x.size(0)") : 1;
     if (n.scale) params.scale_stride = n.scale->stride(0), params.scale_column_stride = n.scale->stride(1);
-  } else {
-    params.rows_per_part =
-        static_cast<uint32_t>(grad_parameters ? norm_rows_per_part(params.rows_per_sample, params.samples,
-                                                                   params.columns, choice.tile.empty())
-                                              : 1);
-    params.parts_per_sample = static_cast<uint32_t>(ceil_div(params.rows_per_sample, params.rows_per_part));
   }
-  const int64_t parts = int64_t{params.samples} * params.parts_per_sample;
-  set_threads(params, choice, std::max<int64_t>(parts, 1));
-
   const bool two_sums = n.bias || n.scale;
   const bool parameters_f32 = is_f32_beside(n.x, n.weight, n.bias);
   const bool modulation_f32 = is_f32_beside(n.x, n.scale, n.shift);
+  norm_plan plan{};
+  if (n.x.numel() != 0) {
+    const int64_t gate = n.gate.has_value(), residual = n.grad_residual.has_value();
+    plan = plan_norm_backward(choice, {.cores = device().cores,
+                                       .rows = params.rows_per_sample,
+                                       .samples = params.samples,
+                                       .columns = params.columns,
+                                       .element_bytes = n.x.element_size(),
+                                       .parameters = n.weight || n.scale,
+                                       .parameter_bytes = bytes_of(n.weight) + bytes_of(n.scale),
+                                       .narrow = false,
+                                       .taken = 2 + gate,
+                                       .moved = 3 + 2 * gate + residual,  // so that what is asked for changes no bit
+                                       .sums = grad_parameters ? 1 + two_sums : 0});
+    set_plan(params, plan);
+  }
+  const int64_t parts = params.samples * plan.parts;
   std::shared_ptr<const Pipeline> rows_kernel, parameters_kernel;
   at::Tensor partials;
   if (parts > 0 && (grad_x || grad_parameters)) {
@@ -271,6 +296,9 @@ Gradients backward(const Norm& n, bool grad_x, bool grad_parameters) {
                             {norm_constant_modulation, "modulation", n.scale.has_value()},
                             {norm_constant_modulation_f32, "modulation_f32", modulation_f32},
                             {norm_constant_vectors, "vectors", in_vectors(n)},
+                            {norm_constant_held, "held", plan.held},
+                            {norm_constant_ahead, "ahead", plan.ahead},
+                            {norm_constant_kept, "kept", plan.kept},
                             {norm_constant_grad_x, "grad_x", grad_x},
                             {norm_constant_grad_gate, "grad_gate", grad_x && n.gate},
                             {norm_constant_grad_parameters, "grad_parameters", grad_parameters},
@@ -284,7 +312,8 @@ Gradients backward(const Norm& n, bool grad_x, bool grad_parameters) {
                                   {norm_constant_modulation, "modulation", n.scale.has_value()},
                                   {norm_constant_modulation_f32, "modulation_f32", modulation_f32},
                                   {norm_constant_two_sums, "two_sums", two_sums}});
-    partials = at::empty({parts, two_sums ? 2 : 1, n.x.size(-1)}, n.x.options().dtype(at::kFloat));
+    partials = at::empty({parts > 0 ? parts / plan.at_once : 0, two_sums ? 2 : 1, n.x.size(-1)},
+                         n.x.options().dtype(at::kFloat));
   }
   launch(n.op, [&](Encoder& encoder) {
     if (rows_kernel) {
@@ -304,8 +333,9 @@ Gradients backward(const Norm& n, bool grad_x, bool grad_parameters) {
     if (!grad_parameters) return;
     if (rows_kernel) encoder.barrier();
     norm_params of_columns = params;
+    if (parts > 0) of_columns.parts_per_sample = static_cast<uint32_t>(plan.parts / plan.at_once);
     of_columns.simdgroups_per_row = static_cast<uint32_t>(
-        std::clamp<int64_t>(n.scale ? params.samples : params.parts_per_sample, 1, norm_row_threads / simd_width));
+        std::clamp<int64_t>(n.scale ? params.samples : of_columns.parts_per_sample, 1, norm_row_threads / simd_width));
     of_columns.rows_per_threadgroup = 1;
     encoder.use(parameters_kernel);
     encoder.tensor(norm_buffer_partials, partials);

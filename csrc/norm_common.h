@@ -14,7 +14,7 @@
 namespace mpsk {
 
 inline constexpr int64_t simd_width = 32;
-inline constexpr int64_t threads_per_threadgroup = 256;  // what rows of fewer threads are gathered to
+inline constexpr int64_t threads_per_threadgroup = norm_shared_threads;  // what rows of fewer threads are gathered to
 
 using OptionalTensor = std::optional<at::Tensor>;
 

@@ -140,8 +140,16 @@ struct Launch {
               (!n.grad || strides_in_vectors(params.grad, *n.grad, channels_last));
   }
 
-  std::shared_ptr<const Pipeline> kernel(const GroupNorm& n, const char* name, bool parts_out,
-                                         bool statistics_in) const {
+  // Where the statistics of a row come from.
+  enum class From { x, parts, statistics };
+
+  std::shared_ptr<const Pipeline> kernel(const GroupNorm& n, const char* name, bool parts_out, From from) const {
+    // The channels that a part touches.
+    const int64_t channels = channels_last
+                                 ? params.group_channels
+                                 : std::min(params.group_channels, (params.part_elements - 1) / params.positions + 2);
+    const bool staged =
+        (n.weight || n.bias) && !parts_out && channels * params.rows_per_threadgroup <= norm_staged_channels;
     return pipeline(c10::str(name, "_", dtype_suffix(n.x)),
                     {{norm_constant_centered, "centered", true},
                      {norm_constant_channels_last, "channels_last", channels_last},
@@ -152,7 +160,9 @@ struct Launch {
                      {norm_constant_vectors, "vectors", vectors},
                      {norm_constant_parts_out, "parts_out", parts_out},
                      {norm_constant_out, "out", !parts_out},
-                     {norm_constant_statistics_in, "statistics_in", statistics_in}});
+                     {norm_constant_statistics_in, "statistics_in", from == From::statistics},
+                     {norm_constant_parts_in, "parts_in", from == From::parts},
+                     {norm_constant_staged, "staged", staged}});
   }
 
   int64_t parts() const { return int64_t{params.rows} * params.parts_per_row; }
@@ -173,15 +183,20 @@ struct Launch {
     encoder.params(norm_buffer_params, params);
   }
 
-  // The statistics of the rows, in two dispatches.
-  void statistics(Encoder& encoder, const GroupNorm& n, const std::shared_ptr<const Pipeline>& part_kernel,
-                  const std::shared_ptr<const Pipeline>& merge_kernel, const at::Tensor& of_parts,
-                  const at::Tensor& of_rows) const {
+  // The sums of the parts.
+  void sums_of_parts(Encoder& encoder, const GroupNorm& n, const std::shared_ptr<const Pipeline>& part_kernel,
+                     const at::Tensor& of_parts) const {
     encoder.use(part_kernel);
     bind(encoder, n);
     encoder.tensor(norm_buffer_parts, of_parts);
     dispatch_parts(encoder);
     encoder.barrier();
+  }
+  // The statistics of the rows, in two dispatches.
+  void statistics(Encoder& encoder, const GroupNorm& n, const std::shared_ptr<const Pipeline>& part_kernel,
+                  const std::shared_ptr<const Pipeline>& merge_kernel, const at::Tensor& of_parts,
+                  const at::Tensor& of_rows) const {
+    sums_of_parts(encoder, n, part_kernel, of_parts);
     encoder.use(merge_kernel);
     encoder.tensor(norm_buffer_parts, of_parts);
     encoder.tensor(norm_buffer_statistics, of_rows);
@@ -218,26 +233,28 @@ at::Tensor group_norm(const at::Tensor& x, int64_t num_groups, const OptionalTen
   at::Tensor out = empty_like_x(x);
   if (x.numel() == 0) return out;
   const Launch shared(n, out);
-  const bool whole = shared.params.parts_per_row == 1;
-  auto kernel = shared.kernel(n, "norm_group_part", false, !whole);
-  if (whole) {
-    launch(n.op, [&](Encoder& encoder) {
-      encoder.use(kernel);
-      shared.bind(encoder, n);
-      encoder.tensor(norm_buffer_out, out);
-      shared.dispatch_parts(encoder);
-    });
-    return out;
+  const int64_t parts_of_row = shared.params.parts_per_row;
+  const Launch::From from = parts_of_row == 1                   ? Launch::From::x
+                            : parts_of_row <= norm_merged_parts ? Launch::From::parts
+                                                                : Launch::From::statistics;
+  auto kernel = shared.kernel(n, "norm_group_part", false, from);
+  std::shared_ptr<const Pipeline> part_kernel, merge_kernel;
+  at::Tensor of_parts, of_rows;
+  if (from != Launch::From::x) {
+    part_kernel = shared.kernel(n, "norm_group_part", true, Launch::From::x);
+    of_parts = shared.empty_floats(x, shared.parts(), 4);
   }
-  auto part_kernel = shared.kernel(n, "norm_group_part", true, false);
-  auto merge_kernel = pipeline("norm_group_merge", {{norm_constant_centered, "centered", true}});
-  const at::Tensor of_parts = shared.empty_floats(x, shared.parts(), 4);
-  const at::Tensor of_rows = shared.empty_floats(x, shared.params.rows, statistics_floats);
+  if (from == Launch::From::statistics) {
+    merge_kernel = pipeline("norm_group_merge", {{norm_constant_centered, "centered", true}});
+    of_rows = shared.empty_floats(x, shared.params.rows, statistics_floats);
+  }
   launch(n.op, [&](Encoder& encoder) {
-    shared.statistics(encoder, n, part_kernel, merge_kernel, of_parts, of_rows);
+    if (from == Launch::From::parts) shared.sums_of_parts(encoder, n, part_kernel, of_parts);
+    if (from == Launch::From::statistics) shared.statistics(encoder, n, part_kernel, merge_kernel, of_parts, of_rows);
     encoder.use(kernel);
     shared.bind(encoder, n);
-    encoder.tensor(norm_buffer_statistics, of_rows);
+    if (from == Launch::From::parts) encoder.tensor(norm_buffer_parts_in, of_parts);
+    if (from == Launch::From::statistics) encoder.tensor(norm_buffer_statistics, of_rows);
     encoder.tensor(norm_buffer_out, out);
     shared.dispatch_parts(encoder);
   });
@@ -267,10 +284,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> group_norm_backward(const at::Ten
                                     x.options().dtype(at::kFloat).memory_format(at::MemoryFormat::Contiguous));
   if (x.numel() != 0) {
     shared.emplace(n, grad_x ? of_x : x);
-    part_kernel = shared->kernel(n, "norm_group_part", true, false);
+    part_kernel = shared->kernel(n, "norm_group_part", true, Launch::From::x);
     merge_kernel = pipeline("norm_group_merge", {{norm_constant_centered, "centered", true}});
-    sums_kernel = shared->kernel(n, "norm_group_sums", false, false);
-    if (grad_x) grad_kernel = shared->kernel(n, "norm_group_grad", false, false);
+    sums_kernel = shared->kernel(n, "norm_group_sums", false, Launch::From::statistics);
+    if (grad_x) grad_kernel = shared->kernel(n, "norm_group_grad", false, Launch::From::statistics);
     of_parts = shared->empty_floats(x, shared->parts(), 4);
     of_rows = shared->empty_floats(x, shared->params.rows, statistics_floats);
   }

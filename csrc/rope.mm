@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "rope_common.h"
 #include "rope_params.h"
 #include "rope_select.h"
 #include "runtime/check.h"
@@ -16,12 +17,7 @@
 #include "runtime/runtime.h"
 
 namespace mpsk {
-namespace {
 
-constexpr const char* op = "rope";
-using Optional = std::optional<at::Tensor>;
-
-// Whether any `pack` columns from a multiple of `pack` on lie together and aligned.
 bool in_packs(const at::Tensor& tensor, int64_t pack) {
   if (tensor.stride(-1) != 1 || tensor.storage_offset() % pack != 0) return false;
   for (int64_t d = 0; d < tensor.dim() - 1; ++d) {
@@ -30,13 +26,7 @@ bool in_packs(const at::Tensor& tensor, int64_t pack) {
   return true;
 }
 
-// The strides of the last dimensions, 0 where there is none or its size is 1.
-template <size_t count>
-void set_strides(int64_t (&strides)[count], const at::Tensor& tensor) {
-  for (int64_t d = 1; d <= static_cast<int64_t>(count); ++d) {
-    strides[count - static_cast<size_t>(d)] = d > tensor.dim() || tensor.size(-d) == 1 ? 0 : tensor.stride(-d);
-  }
-}
+namespace {
 
 // A dimension of batches, of which there may be one for all.
 void check_batches(const Arg& arg, int64_t dim, const c10::SymInt& batches) {
@@ -45,9 +35,8 @@ void check_batches(const Arg& arg, int64_t dim, const c10::SymInt& batches) {
 
 }  // namespace
 
-void check_rope(const at::Tensor& q, const Optional& k, const Optional& cos, const Optional& sin,
-                const Optional& positions, const c10::SymInt& offset, double base, std::optional<int64_t> dims,
-                bool interleaved, const std::vector<int64_t>& sections) {
+void check(const Rope& rope) {
+  const auto& [op, q, k, cos, sin, positions, offset, base, dims, interleaved, sections, interleaved_sections] = rope;
   const Arg q_arg{op, "q", q};
   check_device(q_arg);
   check_dtype(q_arg);
@@ -78,6 +67,7 @@ void check_rope(const at::Tensor& q, const Optional& k, const Optional& cos, con
     check_size(arg, -1, q.sym_size(2), "to match q.size(2)");
     if (positions->dim() > 1) check_batches(arg, -2, q.sym_size(0));
   }
+  require_value(!interleaved_sections || !sections.empty(), op, "expected sections, to interleave");
   if (!sections.empty()) {
     require_value(positions.has_value(), op, "expected positions, of which each section has its own");
     require_value(!cos, op, "expected no sections where there are cos and sin");
@@ -89,6 +79,12 @@ void check_rope(const at::Tensor& q, const Optional& k, const Optional& cos, con
       pairs += section;
     }
     require_value((rotated / 2).sym_eq(pairs), op, "expected sections of ", rotated / 2, " pairs in all, got ", pairs);
+    const int64_t count = static_cast<int64_t>(sections.size());
+    for (int64_t s = 1; s < count && interleaved_sections; ++s) {
+      const int64_t most = (pairs - s + count - 1) / count, section = sections[static_cast<size_t>(s)];
+      require_value(section <= most, op, "expected at most ", most, " pairs in section ", s, " of ", count,
+                    " interleaved ones, got ", section);
+    }
   }
   if (!cos) {
     require_value(finite_f32(base) && base > 0, op, "expected a base > 0 that is finite in float32, got ", base);
@@ -119,68 +115,109 @@ void check_rope(const at::Tensor& q, const Optional& k, const Optional& cos, con
   }
 }
 
+void check_rope(const at::Tensor& q, const OptionalTensor& k, const OptionalTensor& cos, const OptionalTensor& sin,
+                const OptionalTensor& positions, const c10::SymInt& offset, double base, std::optional<int64_t> dims,
+                bool interleaved, const std::vector<int64_t>& sections, bool interleaved_sections) {
+  check({"rope", q, k, cos, sin, positions, offset, base, dims, interleaved, sections, interleaved_sections});
+}
+
+int64_t pairs_of(const Rope& rope) { return rope.dims.value_or(rope.q.size(3)) / 2; }
+
+rope_rotation rotation_of(const Rope& rope, bool inverse) {
+  const int64_t pairs = pairs_of(rope);
+  rope_rotation rotation{.frequencies = {},
+                         .cos_strides = {},
+                         .sin_strides = {},
+                         .position_strides = {},
+                         .offset = rope.offset.expect_int(),
+                         .pair_sections = {},
+                         .pairs = narrow<uint32_t>(pairs, rope.op, "dims / 2"),
+                         .sections = static_cast<uint32_t>(rope.sections.size()),
+                         .rows = rope.cos ? narrow<uint32_t>(rope.cos->size(-2), rope.op, "cos.size(-2)") : 0,
+                         .direction = inverse ? -1.0f : 1.0f};
+  if (rope.positions) set_strides(rotation.position_strides, *rope.positions);
+  if (rope.cos) {
+    set_strides(rotation.cos_strides, *rope.cos);
+    set_strides(rotation.sin_strides, *rope.sin);
+    return rotation;
+  }
+  for (int64_t i = 0; i < pairs; ++i) {
+    const double turns =
+        std::pow(rope.base, -static_cast<double>(i) / static_cast<double>(pairs)) / 2 / std::numbers::pi;
+    rotation.frequencies[i] = static_cast<uint64_t>(std::ldexp(turns - std::floor(turns), 64));
+  }
+  const int64_t count = static_cast<int64_t>(rope.sections.size());
+  int64_t section = 0, end = count > 0 ? rope.sections[0] : pairs;
+  for (int64_t i = 0; i < pairs; ++i) {
+    if (rope.interleaved_sections) {  // in turns; what is left when the others are through belongs to the first
+      section = i / count < rope.sections[static_cast<size_t>(i % count)] ? i % count : 0;
+    } else {
+      while (i >= end) end += rope.sections[static_cast<size_t>(++section)];
+    }
+    rotation.pair_sections[i / 16] |= static_cast<uint32_t>(section) << 2 * (i % 16);
+  }
+  return rotation;
+}
+
+bool has_table_f32(const Rope& rope) {
+  return rope.cos && rope.cos->scalar_type() == at::kFloat && rope.q.scalar_type() != at::kFloat;
+}
+bool has_table(const Rope& rope) { return rope.cos && !has_table_f32(rope); }
+bool has_positions(const Rope& rope, at::ScalarType type) {
+  return rope.positions && rope.positions->scalar_type() == type;
+}
+bool table_in_packs(const Rope& rope, int64_t pack) {
+  return rope.cos && in_packs(*rope.cos, pack) && in_packs(*rope.sin, pack);
+}
+
+void bind_rotations(Encoder& encoder, const Rope& rope) {
+  const bool f32 = has_table_f32(rope), i32 = has_positions(rope, at::kInt);
+  if (rope.cos) encoder.tensor(f32 ? rope_buffer_cos_f32 : rope_buffer_cos, *rope.cos);
+  if (rope.sin) encoder.tensor(f32 ? rope_buffer_sin_f32 : rope_buffer_sin, *rope.sin);
+  if (rope.positions) encoder.tensor(i32 ? rope_buffer_positions_i32 : rope_buffer_positions_i64, *rope.positions);
+}
+
 namespace {
 
-std::tuple<at::Tensor, at::Tensor> rope(const at::Tensor& q, const Optional& k, const Optional& cos,
-                                        const Optional& sin, const Optional& positions, c10::SymInt offset, double base,
-                                        std::optional<int64_t> dims, bool interleaved, at::IntArrayRef sections,
-                                        bool inverse) {
-  check_rope(q, k, cos, sin, positions, offset, base, dims, interleaved, sections.vec());
+std::tuple<at::Tensor, at::Tensor> rope(const at::Tensor& q, const OptionalTensor& k, const OptionalTensor& cos,
+                                        const OptionalTensor& sin, const OptionalTensor& positions, c10::SymInt offset,
+                                        double base, std::optional<int64_t> dims, bool interleaved,
+                                        at::IntArrayRef sections, bool interleaved_sections, bool inverse) {
+  const char* op = "rope";
+  const Rope call{op, q, k, cos, sin, positions, offset, base, dims, interleaved, sections, interleaved_sections};
+  check(call);
   at::Tensor q_out = at::empty(q.sizes(), q.options());
   at::Tensor k_out = at::empty(k ? k->sizes() : at::IntArrayRef{0}, q.options());
   if (q_out.numel() == 0 && k_out.numel() == 0) return {q_out, k_out};
 
-  const int64_t columns = q.size(3), pairs = dims.value_or(columns) / 2, heads = q.size(1) + (k ? k->size(1) : 0);
+  const int64_t columns = q.size(3), pairs = pairs_of(call), heads = q.size(1) + (k ? k->size(1) : 0);
   const int64_t pack = 16 / q.element_size();
   const bool packs = pairs % pack == 0 && columns % pack == 0 && in_packs(q, pack) && (!k || in_packs(*k, pack));
-  const bool table_f32 = cos && cos->scalar_type() == at::kFloat && q.scalar_type() != at::kFloat;
-  const int64_t table_pack = table_f32 ? 4 : pack;
+  const int64_t table_pack = has_table_f32(call) ? 4 : pack;
   const int64_t width = packs ? pack : 1, chunks = (columns - pairs) / width;
   const int64_t threads = narrow<uint32_t>(q.size(2) * chunks, op, "q.size(2) times chunks of q.size(3)");
   const rope_choice& choice = choose_rope(device().family, q.size(0) * heads * threads);
   rope_params params{
-      .frequencies = {},
+      .rotation = rotation_of(call, inverse),
       .strides = {},
-      .cos_strides = {},
-      .sin_strides = {},
-      .position_strides = {},
-      .offset = offset.expect_int(),
       .heads = {narrow<uint32_t>(q.size(1), op, "q.size(1)"), k ? narrow<uint32_t>(k->size(1), op, "k.size(1)") : 0},
       .length = narrow<uint32_t>(q.size(2), op, "q.size(2)"),
       .columns = static_cast<uint32_t>(columns),  // at most `threads`, doubled
-      .pairs = static_cast<uint32_t>(pairs),
       .chunks = static_cast<uint32_t>(chunks),
-      .heads_per_thread = static_cast<uint32_t>(choice.heads_per_thread),
-      .rows = cos ? narrow<uint32_t>(cos->size(-2), op, "cos.size(-2)") : 0,
-      .sections = static_cast<uint32_t>(sections.size()),
-      .section_ends = {},
-      .direction = inverse ? -1.0f : 1.0f};
+      .heads_per_thread = static_cast<uint32_t>(choice.heads_per_thread)};
   narrow<int32_t>(columns, op, "q.size(3)");
   set_strides(params.strides[0], q);
   if (k) set_strides(params.strides[1], *k);
-  if (positions) set_strides(params.position_strides, *positions);
-  if (cos) {
-    set_strides(params.cos_strides, *cos);
-    set_strides(params.sin_strides, *sin);
-  } else {
-    for (int64_t i = 0; i < pairs; ++i) {
-      const double turns = std::pow(base, -static_cast<double>(i) / static_cast<double>(pairs)) / 2 / std::numbers::pi;
-      params.frequencies[i] = static_cast<uint64_t>(std::ldexp(turns - std::floor(turns), 64));
-    }
-  }
-  uint32_t end = 0;
-  for (size_t i = 0; i < sections.size(); ++i) params.section_ends[i] = end += static_cast<uint32_t>(sections[i]);
 
-  auto kernel = pipeline(
-      c10::str("rope_rotate_", dtype_suffix(q)),
-      {{rope_constant_k, "k", k.has_value()},
-       {rope_constant_table, "table", cos && !table_f32},
-       {rope_constant_table_f32, "table_f32", table_f32},
-       {rope_constant_positions_i32, "positions_i32", positions && positions->scalar_type() == at::kInt},
-       {rope_constant_positions_i64, "positions_i64", positions && positions->scalar_type() == at::kLong},
-       {rope_constant_interleaved, "interleaved", interleaved},
-       {rope_constant_packs, "packs", packs},
-       {rope_constant_table_packs, "table_packs", cos && in_packs(*cos, table_pack) && in_packs(*sin, table_pack)}});
+  auto kernel = pipeline(c10::str("rope_rotate_", dtype_suffix(q)),
+                         {{rope_constant_k, "k", k.has_value()},
+                          {rope_constant_table, "table", has_table(call)},
+                          {rope_constant_table_f32, "table_f32", has_table_f32(call)},
+                          {rope_constant_positions_i32, "positions_i32", has_positions(call, at::kInt)},
+                          {rope_constant_positions_i64, "positions_i64", has_positions(call, at::kLong)},
+                          {rope_constant_interleaved, "interleaved", interleaved},
+                          {rope_constant_packs, "packs", packs},
+                          {rope_constant_table_packs, "table_packs", packs && table_in_packs(call, table_pack)}});
   const int64_t groups = (heads + choice.heads_per_thread - 1) / choice.heads_per_thread;
   const Size group{.x = static_cast<size_t>(std::min<int64_t>(threads, rope_threads)),
                    .y = static_cast<size_t>(std::clamp<int64_t>(rope_threads / threads, 1, groups))};
@@ -189,12 +226,7 @@ std::tuple<at::Tensor, at::Tensor> rope(const at::Tensor& q, const Optional& k, 
     encoder.use(kernel);
     encoder.tensor(rope_buffer_q, q);
     if (k) encoder.tensor(rope_buffer_k, *k);
-    if (cos) encoder.tensor(table_f32 ? rope_buffer_cos_f32 : rope_buffer_cos, *cos);
-    if (sin) encoder.tensor(table_f32 ? rope_buffer_sin_f32 : rope_buffer_sin, *sin);
-    if (positions) {
-      const bool narrow_positions = positions->scalar_type() == at::kInt;
-      encoder.tensor(narrow_positions ? rope_buffer_positions_i32 : rope_buffer_positions_i64, *positions);
-    }
+    bind_rotations(encoder, call);
     encoder.tensor(rope_buffer_q_out, q_out);
     if (k) encoder.tensor(rope_buffer_k_out, k_out);
     encoder.params(rope_buffer_params, params);
@@ -210,7 +242,7 @@ TORCH_LIBRARY_FRAGMENT(MPSK_NAMESPACE, m) {
   define_op(m,
             "rope(Tensor q, Tensor? k=None, Tensor? cos=None, Tensor? sin=None, Tensor? positions=None, *, "
             "SymInt offset=0, float base=10000.0, int? dims=None, bool interleaved=False, int[] sections=[], "
-            "bool inverse=False) -> (Tensor, Tensor)",
+            "bool interleaved_sections=False, bool inverse=False) -> (Tensor, Tensor)",
             rope, Gradient::registered);
 }
 

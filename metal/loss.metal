@@ -22,6 +22,7 @@ constant bool has_scale [[function_constant(loss_constant_scale)]];
 constant bool has_upstream [[function_constant(loss_constant_upstream)]];
 constant bool capped [[function_constant(loss_constant_soft_cap)]];
 constant bool packs [[function_constant(loss_constant_packs)]];
+constant bool held [[function_constant(loss_constant_held)]];
 constant bool targets_i32 = !targets_i64;
 constant bool separate = !in_place;
 
@@ -51,24 +52,117 @@ inline uint class_at(uint chunk, uint i, uint thread_index, uint threads) {
   return packs ? (chunk * threads + thread_index) * size + i : (chunk * size + i) * threads + thread_index;
 }
 
-// Capped logits; lowest_score, which has no part in the sum, past the end.
+// Logits as they are; undefined past the end.
 template <typename T>
 inline pack<T> load_logits(const device T* x, uint chunk, uint thread_index, uint threads, constant loss_params& p) {
   constexpr uint size = pack_size<T>();
   pack<T> values;
-  const uint first = class_at<size>(chunk, 0, thread_index, threads);
-  if (packs && first < p.classes) {
-    values = load_pack(x + first);
-  }
-  for (uint i = 0; i < size; ++i) {
-    const uint c = class_at<size>(chunk, i, thread_index, threads);
-    if (c >= p.classes) {
-      values.values[i] = lowest_score;
-    } else {
-      values.values[i] = cap(packs ? values.values[i] : float(x[c * p.class_stride]), p);
+  if (packs) {
+    const uint first = class_at<size>(chunk, 0, thread_index, threads);
+    if (first < p.classes) {
+      values = load_pack(x + first);
+    }
+  } else {
+    for (uint i = 0; i < size; ++i) {
+      const uint c = class_at<size>(chunk, i, thread_index, threads);
+      if (c < p.classes) {
+        values.values[i] = float(x[c * p.class_stride]);
+      }
     }
   }
   return values;
+}
+
+// Capped; lowest_score, which has no part in the sum, past the end.
+template <typename T>
+inline pack<T> scores_of(pack<T> logits, uint chunk, uint thread_index, uint threads, constant loss_params& p) {
+  constexpr uint size = pack_size<T>();
+  for (uint i = 0; i < size; ++i) {
+    const bool exists = class_at<size>(chunk, i, thread_index, threads) < p.classes;
+    logits.values[i] = exists ? cap(logits.values[i], p) : lowest_score;
+  }
+  return logits;
+}
+
+// A thread's logits of a row, in their dtype, between the passes.
+template <typename T>
+struct held_logits {
+  T values[loss_held_chunks][pack_size<T>()];
+
+  void put(uint chunk, pack<T> logits) {
+    for (uint i = 0; i < pack_size<T>(); ++i) {
+      values[chunk][i] = T(logits.values[i]);
+    }
+  }
+  pack<T> get(uint chunk) const {
+    pack<T> logits;
+    for (uint i = 0; i < pack_size<T>(); ++i) {
+      logits.values[i] = float(values[chunk][i]);
+    }
+    return logits;
+  }
+};
+
+// The first pass over a chunk: the sum of exponentials, and that of the logits.
+template <typename T>
+inline void add_chunk(pack<T> logits, uint chunk, uint thread_index, uint threads, thread online& sum,
+                      thread float& total, constant loss_params& p) {
+  constexpr uint size = pack_size<T>();
+  const pack<T> scores = scores_of(logits, chunk, thread_index, threads, p);
+  float highest = sum.max;
+  for (uint i = 0; i < size; ++i) {
+    highest = max(highest, scores.values[i]);
+    total += class_at<size>(chunk, i, thread_index, threads) < p.classes ? scores.values[i] : 0.0f;
+  }
+  sum.raise(highest);
+  for (uint i = 0; i < size; ++i) {
+    sum.sum += sum.part(scores.values[i]);
+  }
+}
+
+// What the gradient of a row is made of.
+struct loss_row {
+  long target;
+  bool ignored;
+  bool valid;
+  float log_sum;
+  float factor;
+};
+
+// The second pass over a chunk: its gradient, written to the row at `to`.
+template <typename T>
+inline void write_gradient_of(pack<T> logits, uint chunk, uint thread_index, uint threads, loss_row row, device T* to,
+                              constant loss_params& p) {
+  constexpr uint size = pack_size<T>();
+  const float of_sum = 1.0f + 2.0f * p.z_loss * row.log_sum;
+  const float of_each = p.label_smoothing / float(p.all_classes), of_target = 1.0f - p.label_smoothing;
+  pack<T> values = scores_of(logits, chunk, thread_index, threads, p);
+  for (uint i = 0; i < size; ++i) {
+    const float score = values.values[i];
+    const uint c = class_at<size>(chunk, i, thread_index, threads);
+    float g = online::part_of(score, row.log_sum) * of_sum - of_each;
+    if (long(p.first_class) + c == row.target) {
+      g -= of_target;
+    }
+    if (capped) {
+      const float t = score / p.soft_cap;
+      g *= 1.0f - t * t;
+    }
+    values.values[i] = row.ignored ? 0.0f : row.valid ? g * row.factor : as_type<float>(0x7fc00000u);
+  }
+  const uint first = class_at<size>(chunk, 0, thread_index, threads);
+  if (packs) {
+    if (first < p.classes) {
+      store_pack(to + first, values);
+    }
+  } else {
+    for (uint i = 0; i < size; ++i) {
+      const uint c = class_at<size>(chunk, i, thread_index, threads);
+      if (c < p.classes) {
+        to[c] = T(values.values[i]);
+      }
+    }
+  }
 }
 
 // cross_entropy_rows: simdgroups_per_row simdgroups take a row; a first pass for loss and lse, a second for the
@@ -77,7 +171,10 @@ inline pack<T> load_logits(const device T* x, uint chunk, uint thread_index, uin
 // Grid: x and y together number the threadgroups, of rows_per_threadgroup rows each.
 // Threadgroup: (32 * simdgroups_per_row * rows_per_threadgroup). Threadgroup bytes: 384.
 // Necessary: the logits read once for either pass, the gradient written once. What the kernel adds:
-// - with both passes the logits are read again, from cache as far as the rows under way fit there;
+// - with both passes, rows of more than loss_row_threads * loss_held_chunks packs (32768 classes in float, 65536 in
+// half)
+//   are read again, from cache as far as the rows under way fit there. Shorter ones, `held`, stay in registers between
+//   the passes, in their dtype: at most 32 of the 52 that 1024 threads leave;
 // - the logit of the target is read once more; up to two barriers for a row of the first pass that has more
 //   than one simdgroup.
 template <typename T>
@@ -110,6 +207,7 @@ template <typename T>
   const uint chunks = exists ? (p.classes - 1) / (threads * size) + 1 : 0;
   const float nan = as_type<float>(0x7fc00000u);
 
+  held_logits<T> kept;
   float log_sum;
   if (writes_loss) {
     float target_logit = 0.0f;
@@ -118,16 +216,18 @@ template <typename T>
     }
     online sum;
     float total = 0.0f;  // of the logits
-    for (uint chunk = 0; chunk < chunks; ++chunk) {
-      const pack<T> values = load_logits(x, chunk, thread_index, threads, p);
-      float highest = sum.max;
-      for (uint i = 0; i < size; ++i) {
-        highest = max(highest, values.values[i]);
-        total += class_at<size>(chunk, i, thread_index, threads) < p.classes ? values.values[i] : 0.0f;
+    if (held) {
+#pragma clang loop unroll(full)
+      for (uint chunk = 0; chunk < loss_held_chunks; ++chunk) {
+        if (chunk < chunks) {
+          const pack<T> read = load_logits(x, chunk, thread_index, threads, p);
+          kept.put(chunk, read);
+          add_chunk(read, chunk, thread_index, threads, sum, total, p);
+        }
       }
-      sum.raise(highest);
-      for (uint i = 0; i < size; ++i) {
-        sum.sum += sum.part(values.values[i]);
+    } else {
+      for (uint chunk = 0; chunk < chunks; ++chunk) {
+        add_chunk(load_logits(x, chunk, thread_index, threads, p), chunk, thread_index, threads, sum, total, p);
       }
     }
     sum = simdgroups_online(sum, first_simdgroup, simdgroups, lane, simdgroup, partial);
@@ -161,35 +261,18 @@ template <typename T>
     if (in_place) {
       threadgroup_barrier(mem_flags::mem_device);  // the logit of the target has been read
     }
-    const float of_sum = 1.0f + 2.0f * p.z_loss * log_sum;
-    const float of_each = p.label_smoothing / float(p.all_classes), of_target = 1.0f - p.label_smoothing;
-    for (uint chunk = 0; chunk < chunks; ++chunk) {
-      pack<T> values = load_logits(x, chunk, thread_index, threads, p);
-      for (uint i = 0; i < size; ++i) {
-        const float score = values.values[i];
-        const uint c = class_at<size>(chunk, i, thread_index, threads);
-        float g = online::part_of(score, log_sum) * of_sum - of_each;
-        if (long(p.first_class) + c == target) {
-          g -= of_target;
+    const loss_row of_this = {target, ignored, valid, log_sum, factor};
+    if (held) {
+#pragma clang loop unroll(full)
+      for (uint chunk = 0; chunk < loss_held_chunks; ++chunk) {
+        if (chunk < chunks) {
+          write_gradient_of(kept.get(chunk), chunk, thread_index, threads, of_this, of_row, p);
         }
-        if (capped) {
-          const float t = score / p.soft_cap;
-          g *= 1.0f - t * t;
-        }
-        values.values[i] = ignored ? 0.0f : valid ? g * factor : nan;
       }
-      const uint first = class_at<size>(chunk, 0, thread_index, threads);
-      if (packs) {
-        if (first < p.classes) {
-          store_pack(of_row + first, values);
-        }
-      } else {
-        for (uint i = 0; i < size; ++i) {
-          const uint c = class_at<size>(chunk, i, thread_index, threads);
-          if (c < p.classes) {
-            of_row[c] = T(values.values[i]);
-          }
-        }
+    } else {
+      for (uint chunk = 0; chunk < chunks; ++chunk) {
+        const pack<T> read = load_logits(x, chunk, thread_index, threads, p);
+        write_gradient_of(read, chunk, thread_index, threads, of_this, of_row, p);
       }
     }
   }

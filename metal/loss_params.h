@@ -28,10 +28,12 @@ enum loss_constant {
   loss_constant_upstream = 605,     // there is an upstream gradient
   loss_constant_soft_cap = 606,
   loss_constant_packs = 607,  // 16 bytes of classes, from any multiple of them on, lie together and aligned
+  loss_constant_held = 608,   // of both passes: rows fit the registers of their threads
 };
 
 enum { loss_max_dims = 16 };       // leading dimensions, after the glue has merged those that one stride describes
 enum { loss_row_threads = 1024 };  // the most that share a row
+enum { loss_held_chunks = 8 };     // of 16 bytes of classes, what a thread holds at most
 enum { loss_grid_width = 65536 };  // threadgroups along x; y takes the rest
 enum { loss_reduce_threads = 1024 };
 enum loss_operand { loss_operand_logits = 0, loss_operand_targets = 1, loss_operand_upstream = 2, loss_operands = 3 };

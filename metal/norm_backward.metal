@@ -19,15 +19,31 @@ constant bool has_grad_x [[function_constant(norm_constant_grad_x)]];
 constant bool has_grad_parameters [[function_constant(norm_constant_grad_parameters)]];
 constant bool two_sums [[function_constant(norm_constant_two_sums)]];
 constant bool has_grad_gate [[function_constant(norm_constant_grad_gate)]];
+constant bool kept [[function_constant(norm_constant_kept)]];
 
-// Four elements as they are read.
+// Four elements as they are in memory.
+template <typename T>
 struct norm_elements {
-  float4 x;
-  float4 grad;
-  float4 gate;
+  vec<T, 4> x;
+  vec<T, 4> grad;
+  vec<T, 4> gate;
 
-  float4 input() const { return has_gate && gate_first ? x * gate * sigmoid(gate) : x; }  // of the norm
-  float4 output_grad() const { return has_gate && !gate_first ? grad * gate * sigmoid(gate) : grad; }
+  float4 input() const {  // of the norm
+    const float4 values = float4(x);
+    if (has_gate && gate_first) {
+      const float4 g = float4(gate);
+      return values * g * sigmoid(g);
+    }
+    return values;
+  }
+  float4 output_grad() const {
+    const float4 values = float4(grad);
+    if (has_gate && !gate_first) {
+      const float4 g = float4(gate);
+      return values * g * sigmoid(g);
+    }
+    return values;
+  }
 };
 
 // What is known of a row when its gradient is written.
@@ -73,7 +89,7 @@ static norm_statistics norm_usual(constant norm_params& p) {
   return s;
 }
 
-// A thread's part of its row, in both kernels.
+// A thread's part of a row, in both kernels.
 template <typename T>
 struct norm_row_backward {
   const device T* x;
@@ -84,16 +100,34 @@ struct norm_row_backward {
   device T* grad_gate;
   norm_columns columns;
 
-  norm_elements load(uint chunk, constant norm_params& p) const {
-    norm_elements e;
-    e.x = columns.load(x, p.x.column_stride, chunk);
-    e.grad = columns.load(grad, p.grad.column_stride, chunk);
-    e.gate = has_gate ? columns.load(gate, p.gate.column_stride, chunk) : 0.0f;
+  norm_elements<T> load(uint chunk, constant norm_params& p) const {
+    norm_elements<T> e = load_input(chunk, p);
+    e.grad = columns.fetch(grad, p.grad.column_stride, chunk);
+    if (has_gate && !gate_first) {
+      e.gate = columns.fetch(gate, p.gate.column_stride, chunk);
+    }
+    return e;
+  }
+  // Without the gradient.
+  norm_elements<T> load_input(uint chunk, constant norm_params& p) const {
+    norm_elements<T> e;
+    e.x = columns.fetch(x, p.x.column_stride, chunk);
+    if (has_gate && gate_first) {
+      e.gate = columns.fetch(gate, p.gate.column_stride, chunk);
+    }
     return e;
   }
 
+  template <uint chunks>
+  void load(thread norm_elements<T> (&elements)[chunks], constant norm_params& p) const {
+#pragma clang loop unroll(full)
+    for (uint chunk = 0; chunk < chunks; ++chunk) {
+      elements[chunk] = load(chunk, p);
+    }
+  }
+
   // `factor` is what multiplies the normalized x; a and b take the row's part of the parameters' gradients.
-  void finish(uint chunk, norm_elements e, norm_row_summary row, float4 factor, thread float4& a, thread float4& b,
+  void finish(uint chunk, norm_elements<T> e, norm_row_summary row, float4 factor, thread float4& a, thread float4& b,
               constant norm_params& p) const {
     const norm_statistics s = row.statistics;
     const float4 x_hat = s.x_hat(e.input());
@@ -114,15 +148,37 @@ struct norm_row_backward {
         result += columns.load(grad_residual, p.residual.column_stride, chunk);
       }
       if (has_grad_gate) {
-        const float4 sig = sigmoid(e.gate);
-        const float4 slope = sig * (1.0f + e.gate * (1.0f - sig));  // of silu
-        columns.store(grad_gate, chunk, (gate_first ? result * e.x : e.grad * x_hat * factor) * slope);
+        const float4 gate_values = float4(e.gate);
+        const float4 sig = sigmoid(gate_values);
+        const float4 slope = sig * (1.0f + gate_values * (1.0f - sig));  // of silu
+        columns.store(grad_gate, chunk, (gate_first ? result * float4(e.x) : float4(e.grad) * x_hat * factor) * slope);
         if (gate_first) {
-          result *= e.gate * sig;
+          result *= gate_values * sig;
         }
       }
       columns.store(grad_x, chunk, result);
     }
+  }
+};
+
+// The tensors of which it is a part.
+template <typename T>
+struct norm_backward_tensors {
+  const device T* x;
+  const device T* gate;
+  const device T* grad;
+  const device T* grad_residual;
+  device T* grad_x;
+  device T* grad_gate;
+
+  norm_row_backward<T> row(uint row, norm_columns columns, constant norm_params& p) const {
+    return {x + row_offset(row, p.x),
+            has_gate ? gate + row_offset(row, p.gate) : nullptr,
+            grad + row_offset(row, p.grad),
+            has_residual ? grad_residual + row_offset(row, p.residual) : nullptr,
+            has_grad_x ? grad_x + long(row) * p.columns : nullptr,
+            has_grad_gate ? grad_gate + long(row) * p.columns : nullptr,
+            columns};
   }
 };
 
@@ -140,21 +196,41 @@ static float4 norm_factor(norm_columns columns, const device char* weight, const
   return factor;
 }
 
-// norm_backward_row: simdgroups_per_row simdgroups walk over the rows of a part, of which each thread keeps
-// max_columns / 1024 columns in registers, as it does its sums for the parameters.
+// Four columns' sums of all parts of the threadgroup, which have their threads one after the other.
+static void store_sums(norm_part part, device float* sums, uint chunk, float4 value, uint thread_index,
+                       threadgroup float4* of_parts, constant norm_params& p) {
+  if (p.rows_per_threadgroup > 1) {
+    threadgroup_barrier(mem_flags::mem_threadgroup);  // of_parts was read
+    of_parts[thread_index] = value;
+    threadgroup_barrier(mem_flags::mem_threadgroup);  // publishes of_parts
+    if (part.first_simdgroup > 0) {
+      return;
+    }
+    for (uint i = 1; i < p.rows_per_threadgroup; ++i) {
+      value += of_parts[i * part.columns.threads + thread_index];
+    }
+  }
+  part.columns.store(sums, chunk, value);
+}
+
+// norm_backward_row: simdgroups_per_row simdgroups take the rows of a part one after the other; each thread has
+// max_columns / max_threads columns of them, of which it keeps its sums for the parameters in registers, and the
+// elements of one row (not without `kept`).
 //
-// Grid: x and y together number the threadgroups, of rows_per_threadgroup parts each.
-// Threadgroup: (32 * simdgroups_per_row * rows_per_threadgroup). Threadgroup bytes: 1280.
+// Grid: x and y together number the threadgroups, of rows_per_threadgroup parts each, all of one sample.
+// Threadgroup: (32 * simdgroups_per_row * rows_per_threadgroup). Threadgroup bytes: 17664.
 // Chosen for rows of at most max_columns columns.
 // Necessary: x, grad, gate and grad_residual read once, grad_x and grad_gate written once; about 12 FLOP for each
 // element. What the kernel adds:
-// - for the parameters, 4 bytes written for each sum and column of a part, and read by norm_parameters. From 512 rows
-//   on a part has at least 8, and a sum adds 1/24 to what is necessary in float32, 1/12 in float16 and bfloat16, each
-//   way; in all at most 4 MB for a sum;
-// - each row (each part, for rows of at most 4096 columns) reads the parameters, from cache;
-// - a row of more than one simdgroup has two barriers (float16 without a mean: one); shorter rows have none.
-template <typename T, uint max_columns>
-[[kernel, max_total_threads_per_threadgroup(norm_row_threads)]] void norm_backward_row(
+// - for the parameters, 4 bytes written for each sum and column of a threadgroup, and read by norm_parameters:
+//   plan_norm_backward says how many;
+// - each part reads the parameters, from cache; without `held` each row does, twice;
+// - without `kept` each row reads x, grad and gate twice, x three times where the first sums are needed: again from
+//   cache, in the same threadgroup;
+// - a row of more than one simdgroup has two barriers (float16 without a mean: one); shorter rows have none; two for
+//   each sum of a threadgroup of several parts. With `ahead` the next row is on its way meanwhile.
+template <typename T, uint max_columns, uint max_threads>
+[[kernel, max_total_threads_per_threadgroup(max_threads)]] void norm_backward_row(
     const device T* x [[buffer(norm_buffer_x)]],
     const device T* gate [[buffer(norm_buffer_gate), function_constant(has_gate)]],
     const device char* weight [[buffer(norm_buffer_weight), function_constant(has_weight)]],
@@ -166,85 +242,88 @@ template <typename T, uint max_columns>
     device float* partials [[buffer(norm_buffer_partials), function_constant(has_grad_parameters)]],
     constant norm_params& p [[buffer(norm_buffer_params)]], uint2 group [[threadgroup_position_in_grid]],
     uint lane [[thread_index_in_simdgroup]], uint simdgroup [[simdgroup_index_in_threadgroup]]) {
-  constexpr uint chunks = max_columns / (4 * norm_row_threads);
+  constexpr uint chunks = max_columns / (4 * max_threads);
   threadgroup float2 first_partial[32];
   threadgroup float4 second_partial[2][32];
-  const uint part_in_group = simdgroup / p.simdgroups_per_row;
-  const uint first_simdgroup = part_in_group * p.simdgroups_per_row;
-  const uint parts = p.samples * p.parts_per_sample;
-  const ulong first_part = (ulong(group.y) * norm_grid_width + group.x) * p.rows_per_threadgroup;
-  if (first_part >= parts) {
+  threadgroup float4 of_parts[max_threads];
+  const ulong index = ulong(group.y) * norm_grid_width + group.x;
+  const ulong first_part = index * p.rows_per_threadgroup;
+  if (first_part >= ulong(p.samples) * p.parts_per_sample) {
     return;  // the whole threadgroup: the last y may be filled in part
   }
-  // The last parts of the last threadgroup may not exist, and must reach the barriers; so must a short part.
-  const bool exists = first_part + part_in_group < parts;
-  const uint part = exists ? uint(first_part + part_in_group) : 0;
-  const uint sample = part / p.parts_per_sample;
-  const uint first_row = part % p.parts_per_sample * p.rows_per_part;  // of the sample
-  const uint rows = exists ? min(p.rows_per_part, p.rows_per_sample - first_row) : 0;
-  norm_columns columns = {p.columns, p.simdgroups_per_row * 32, (simdgroup - first_simdgroup) * 32 + lane};
+  const norm_part part = part_of(first_part, lane, simdgroup, p);
+  const norm_backward_tensors<T> tensors = {x, gate, grad, grad_residual, grad_x, grad_gate};
+  const bool first_sums = centered || is_wide<T>();
   float4 a[chunks];
   float4 b[chunks];
-  float4 held_factor = 0.0f;
+  float4 factors[chunks];
+  norm_elements<T> elements[chunks];
 #pragma clang loop unroll(full)
   for (uint chunk = 0; chunk < chunks; ++chunk) {
     a[chunk] = 0.0f;
     b[chunk] = 0.0f;
+    if (held) {
+      factors[chunk] = norm_factor<T>(part.columns_of(0), weight, scale, part.sample, chunk, p);
+    }
   }
-  if (chunks == 1) {
-    held_factor = norm_factor<T>(columns, weight, scale, sample, 0, p);
+  if (ahead) {
+    tensors.row(part.row(0), part.columns_of(0), p).load(elements, p);
   }
   for (uint i = 0; i < p.rows_per_part; ++i) {
-    const bool here = i < rows;
-    const uint row = here ? sample * p.rows_per_sample + first_row + i : 0;
-    const norm_row_backward<T> slice = {
-        x + row_offset(row, p.x),
-        has_gate ? gate + row_offset(row, p.gate) : nullptr,
-        grad + row_offset(row, p.grad),
-        has_residual ? grad_residual + row_offset(row, p.residual) : nullptr,
-        has_grad_x ? grad_x + long(row) * p.columns : nullptr,
-        has_grad_gate ? grad_gate + long(row) * p.columns : nullptr,
-        {here ? p.columns : 0, columns.threads, columns.thread_index},
-    };
-    norm_elements elements[chunks];
-    float4 sum = 0.0f, size = 0.0f;
-#pragma clang loop unroll(full)
-    for (uint chunk = 0; chunk < chunks; ++chunk) {
-      elements[chunk] = slice.load(chunk, p);
-      sum = fma(elements[chunk].input(), float4(norm_unit), sum);
-      size = fma(abs(elements[chunk].input()), float4(norm_unit), size);
+    const norm_row_backward<T> slice = tensors.row(part.row(i), part.columns_of(i), p);
+    norm_elements<T> next[chunks];
+    if (kept && !ahead) {
+      slice.load(elements, p);
     }
     norm_statistics s = norm_usual(p);
-    if (centered || is_wide<T>()) {
-      s = norm_first(simdgroups_sum(float2(total(sum), total(size)), first_simdgroup, p.simdgroups_per_row, lane,
+    if (first_sums) {
+      float4 sum = 0.0f, size = 0.0f;
+#pragma clang loop unroll(full)
+      for (uint chunk = 0; chunk < chunks; ++chunk) {
+        const float4 input = (kept ? elements[chunk] : slice.load_input(chunk, p)).input();
+        sum = fma(input, float4(norm_unit), sum);
+        size = fma(abs(input), float4(norm_unit), size);
+      }
+      if (ahead) {
+        tensors.row(part.row(i + 1), part.columns_of(i + 1), p).load(next, p);
+      }
+      s = norm_first(simdgroups_sum(float2(total(sum), total(size)), part.first_simdgroup, p.simdgroups_per_row, lane,
                                     simdgroup, first_partial),
                      p);
     }
     norm_second_sums second = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma clang loop unroll(full)
     for (uint chunk = 0; chunk < chunks; ++chunk) {
-      const float4 factor = chunks == 1 ? held_factor : norm_factor<T>(columns, weight, scale, sample, chunk, p);
-      second.add(slice.columns.inside(chunk, s.deviation(elements[chunk].input())),
-                 elements[chunk].output_grad() * factor);
+      const norm_elements<T> e = kept ? elements[chunk] : slice.load(chunk, p);
+      const float4 factor = held ? factors[chunk] : norm_factor<T>(slice.columns, weight, scale, part.sample, chunk, p);
+      second.add(slice.columns.inside(chunk, s.deviation(e.input())), e.output_grad() * factor);
     }
-    const norm_row_summary summary = norm_summary(
-        s, simdgroups_sum(second.sums(), first_simdgroup, p.simdgroups_per_row, lane, simdgroup, second_partial[i & 1]),
-        p);
+    if (ahead && !first_sums) {
+      tensors.row(part.row(i + 1), part.columns_of(i + 1), p).load(next, p);
+    }
+    const norm_row_summary summary =
+        norm_summary(s,
+                     simdgroups_sum(second.sums(), part.first_simdgroup, p.simdgroups_per_row, lane, simdgroup,
+                                    second_partial[i & 1]),
+                     p);
 #pragma clang loop unroll(full)
     for (uint chunk = 0; chunk < chunks; ++chunk) {
-      const float4 factor = chunks == 1 ? held_factor : norm_factor<T>(columns, weight, scale, sample, chunk, p);
-      slice.finish(chunk, elements[chunk], summary, factor, a[chunk], b[chunk], p);
+      const float4 factor = held ? factors[chunk] : norm_factor<T>(slice.columns, weight, scale, part.sample, chunk, p);
+      slice.finish(chunk, kept ? elements[chunk] : slice.load(chunk, p), summary, factor, a[chunk], b[chunk], p);
+      if (ahead) {
+        elements[chunk] = next[chunk];
+      }
     }
   }
-  if (has_grad_parameters) {
-    columns.count = exists ? p.columns : 0;
-    device float* sums = partials + ulong(part) * (two_sums ? 2 : 1) * p.columns;
+  if (!has_grad_parameters) {
+    return;
+  }
+  device float* sums = partials + index * (two_sums ? 2 : 1) * p.columns;
 #pragma clang loop unroll(full)
-    for (uint chunk = 0; chunk < chunks; ++chunk) {
-      columns.store(sums, chunk, a[chunk]);
-      if (two_sums) {
-        columns.store(sums + p.columns, chunk, b[chunk]);
-      }
+  for (uint chunk = 0; chunk < chunks; ++chunk) {
+    store_sums(part, sums, chunk, a[chunk], simdgroup * 32 + lane, of_parts, p);
+    if (two_sums) {
+      store_sums(part, sums + p.columns, chunk, b[chunk], simdgroup * 32 + lane, of_parts, p);
     }
   }
 }
@@ -273,29 +352,20 @@ template <typename T>
   threadgroup float4 second_partial[2][32];
   threadgroup norm_row_summary summaries[norm_loop_rows];
   const ulong part_index = ulong(group.y) * norm_grid_width + group.x;
-  if (part_index >= p.samples * p.parts_per_sample) {
+  if (part_index >= ulong(p.samples) * p.parts_per_sample) {
     return;
   }
-  const uint part = uint(part_index);
-  const uint sample = part / p.parts_per_sample;
-  const uint row_in_sample = part % p.parts_per_sample * p.rows_per_part;
-  const uint rows = min(p.rows_per_part, p.rows_per_sample - row_in_sample);
-  const uint first_row = sample * p.rows_per_sample + row_in_sample;
-  const uint threads = p.simdgroups_per_row * 32;
-  const norm_columns columns = {p.columns, threads, simdgroup * 32 + lane};
-  const uint chunks = (p.columns + 4 * threads - 1) / (4 * threads);
-  norm_row_backward<T> slice = {x, gate, grad, grad_residual, grad_x, grad_gate, columns};
-  for (uint i = 0; i < rows; ++i) {
-    slice.x = x + row_offset(first_row + i, p.x);
-    slice.grad = grad + row_offset(first_row + i, p.grad);
-    if (has_gate) {
-      slice.gate = gate + row_offset(first_row + i, p.gate);
-    }
+  const norm_part part = part_of(part_index, lane, simdgroup, p);
+  const norm_columns columns = part.columns;
+  const norm_backward_tensors<T> tensors = {x, gate, grad, grad_residual, grad_x, grad_gate};
+  const uint chunks = (p.columns + 4 * columns.threads - 1) / (4 * columns.threads);
+  for (uint i = 0; i < part.rows; ++i) {
+    const norm_row_backward<T> slice = tensors.row(part.row(i), columns, p);
     norm_statistics s = norm_usual(p);
     if (centered || is_wide<T>()) {
       float4 sum = 0.0f, size = 0.0f;
       for (uint chunk = 0; chunk < chunks; ++chunk) {
-        const float4 input = slice.load(chunk, p).input();
+        const float4 input = slice.load_input(chunk, p).input();
         sum = fma(input, float4(norm_unit), sum);
         size = fma(abs(input), float4(norm_unit), size);
       }
@@ -304,9 +374,9 @@ template <typename T>
     }
     norm_second_sums second = {0.0f, 0.0f, 0.0f, 0.0f};
     for (uint chunk = 0; chunk < chunks; ++chunk) {
-      const norm_elements e = slice.load(chunk, p);
+      const norm_elements<T> e = slice.load(chunk, p);
       second.add(columns.inside(chunk, s.deviation(e.input())),
-                 e.output_grad() * norm_factor<T>(columns, weight, scale, sample, chunk, p));
+                 e.output_grad() * norm_factor<T>(columns, weight, scale, part.sample, chunk, p));
     }
     const norm_row_summary summary = norm_summary(
         s, simdgroups_sum(second.sums(), 0, p.simdgroups_per_row, lane, simdgroup, second_partial[i & 1]), p);
@@ -315,26 +385,12 @@ template <typename T>
     }
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);  // publishes summaries
-  device float* sums = has_grad_parameters ? partials + ulong(part) * (two_sums ? 2 : 1) * p.columns : nullptr;
+  device float* sums = has_grad_parameters ? partials + part_index * (two_sums ? 2 : 1) * p.columns : nullptr;
   for (uint chunk = 0; chunk < chunks; ++chunk) {
-    const float4 factor = norm_factor<T>(columns, weight, scale, sample, chunk, p);
+    const float4 factor = norm_factor<T>(columns, weight, scale, part.sample, chunk, p);
     float4 a = 0.0f, b = 0.0f;
-    for (uint i = 0; i < rows; ++i) {
-      const uint row = first_row + i;
-      slice.x = x + row_offset(row, p.x);
-      slice.grad = grad + row_offset(row, p.grad);
-      if (has_gate) {
-        slice.gate = gate + row_offset(row, p.gate);
-      }
-      if (has_residual) {
-        slice.grad_residual = grad_residual + row_offset(row, p.residual);
-      }
-      if (has_grad_x) {
-        slice.grad_x = grad_x + long(row) * p.columns;
-      }
-      if (has_grad_gate) {
-        slice.grad_gate = grad_gate + long(row) * p.columns;
-      }
+    for (uint i = 0; i < part.rows; ++i) {
+      const norm_row_backward<T> slice = tensors.row(part.row(i), columns, p);
       slice.finish(chunk, slice.load(chunk, p), summaries[i], factor, a, b, p);
     }
     if (has_grad_parameters) {
@@ -428,9 +484,9 @@ template <typename T>
   }
 }
 
-#define INSTANTIATE_ROW(dtype, T, columns)                                     \
+#define INSTANTIATE_ROW(dtype, T, columns, threads)                            \
   template [[host_name("norm_backward_row_" #dtype "_d" #columns)]] [[kernel]] \
-  decltype(norm_backward_row<T, columns>) norm_backward_row<T, columns>;
+  decltype(norm_backward_row<T, columns, threads>) norm_backward_row<T, columns, threads>;
 NORM_BACKWARD_ROW_VARIANTS(INSTANTIATE_ROW)
 
 #define INSTANTIATE_LOOP(dtype, T)                                \

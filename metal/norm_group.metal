@@ -19,6 +19,17 @@ constant bool has_silu [[function_constant(norm_constant_silu)]];
 constant bool parts_out [[function_constant(norm_constant_parts_out)]];
 constant bool statistics_in [[function_constant(norm_constant_statistics_in)]];
 constant bool has_out [[function_constant(norm_constant_out)]];
+constant bool parts_in [[function_constant(norm_constant_parts_in)]];
+constant bool staged [[function_constant(norm_constant_staged)]];
+
+template <typename T>
+static float parameter_or(const device char* data, bool has, long at, float none) {
+  if (!has) {
+    return none;
+  }
+  return parameters_f32 ? reinterpret_cast<const device float*>(data)[at]
+                        : float(reinterpret_cast<const device T*>(data)[at]);
+}
 
 // The elements that a thread has of a part of a row, in chunks of four. With `vectors` the four are adjacent, of one
 // channel or with channels last of four, and move as one.
@@ -32,9 +43,11 @@ struct group_part {
   uint element(uint chunk, uint i) const {
     return first + (vectors ? (chunk * threads + thread_index) * 4 + i : (chunk * 4 + i) * threads + thread_index);
   }
+  static uint channel_in_group(uint element, constant group_norm_params& p) {
+    return channels_last ? element % p.group_channels : element / p.positions;
+  }
   uint channel(uint element, constant group_norm_params& p) const {
-    const uint in_group = channels_last ? element % p.group_channels : element / p.positions;
-    return row % p.groups * p.group_channels + in_group;
+    return row % p.groups * p.group_channels + channel_in_group(element, p);
   }
   long offset(uint element, constant group_norm_strides& strides, constant group_norm_params& p) const {
     const uint position = channels_last ? element / p.group_channels : element % p.positions;
@@ -94,9 +107,34 @@ struct group_part {
     for (uint i = 0; i < 4; ++i) {
       const uint e = element(chunk, i);
       if (e < end) {
-        const long at = channel(e, p) * stride;
-        values[i] = parameters_f32 ? reinterpret_cast<const device float*>(data)[at]
-                                   : float(reinterpret_cast<const device T*>(data)[at]);
+        values[i] = parameter_or<T>(data, true, channel(e, p) * stride, none);
+      }
+    }
+    return values;
+  }
+
+  // The channels of the group that the part touches are numbered from here.
+  uint first_channel(constant group_norm_params& p) const { return channels_last ? 0 : first / p.positions; }
+
+  // Weight and bias of those channels, for the part's threads to share.
+  template <typename T>
+  void stage(threadgroup float2* to, const device char* weight, const device char* bias,
+             constant group_norm_params& p) const {
+    const uint before = first_channel(p);
+    const uint channels = end == first ? 0 : channels_last ? p.group_channels : (end - 1) / p.positions + 1 - before;
+    for (uint i = thread_index; i < channels; i += threads) {
+      const uint at = row % p.groups * p.group_channels + before + i;
+      to[i] = float2(parameter_or<T>(weight, has_weight, at * p.weight_stride, 1.0f),
+                     parameter_or<T>(bias, has_bias, at * p.bias_stride, 0.0f));
+    }
+  }
+  float4 apply(float4 values, const threadgroup float2* from, uint chunk, constant group_norm_params& p) const {
+    const uint before = first_channel(p);
+    for (uint i = 0; i < 4; ++i) {
+      const uint e = element(chunk, i);
+      if (e < end) {
+        const float2 parameters = from[channel_in_group(e, p) - before];
+        values[i] = values[i] * parameters.x + parameters.y;
       }
     }
     return values;
@@ -108,13 +146,52 @@ static float4 silu_slope(float4 z) {
   return sig * (1.0f + z * (1.0f - sig));
 }
 
+// The statistics of a row from the sums of its parts, by one simdgroup. A part holds its mean and, in the same scale,
+// the sums of deviations from it and of their squares; the scale is that which the part's sum of |x| asks for.
+static norm_statistics merged(const device float4* parts, uint lane, constant group_norm_params& p) {
+  float size = 0.0f;
+  for (uint i = lane; i < p.parts_per_row; i += 32) {
+    size += parts[i].y;
+  }
+  size = simd_sum(size);
+  const bool large = !(size < p.large);
+  const float shrink = p.scale_large / p.scale;
+  norm_statistics s;
+  s.scale = large ? p.scale_large : p.scale;
+  s.eps = large ? p.eps_large : p.eps;
+  s.mean = parts[0].x * (large && parts[0].y < p.large ? shrink : 1.0f);
+  // The mean as its distance from the first part's.
+  float sum = 0.0f;
+  for (uint i = lane; i < p.parts_per_row; i += 32) {
+    const float4 part = parts[i];
+    const float scale = large && part.y < p.large ? shrink : 1.0f;
+    const float count = float(min(p.part_elements, p.columns - i * p.part_elements));
+    sum += part.z * scale + count * (part.x * scale - s.mean);
+  }
+  s.correction = simd_sum(sum) / float(p.columns);
+  float square = 0.0f;
+  for (uint i = lane; i < p.parts_per_row; i += 32) {
+    const float4 part = parts[i];
+    const float scale = large && part.y < p.large ? shrink : 1.0f;
+    const float count = float(min(p.part_elements, p.columns - i * p.part_elements));
+    const float away = (part.x * scale - s.mean) - s.correction;
+    square += part.w * scale * scale + away * (2.0f * part.z * scale + count * away);
+  }
+  s.rstd = precise::rsqrt(max(simd_sum(square) / float(p.columns), 0.0f) + s.eps);
+  return s;
+}
+
 // norm_group_part: a part of a row, or a whole row of up to norm_part_elements, in registers.
 //
 // Grid: x and y together number the threadgroups, of rows_per_threadgroup parts each.
-// Threadgroup: (32 * simdgroups_per_row * rows_per_threadgroup). Threadgroup bytes: 512.
-// Necessary: x read once, out written once. Rows of one part do just that, in one launch with two barriers. Others take
-// a launch with parts_out (x read, 16 bytes written for each part), norm_group_merge, and a launch with statistics_in,
-// which reads x again: a part cannot wait for the others of its row.
+// Threadgroup: (32 * simdgroups_per_row * rows_per_threadgroup). Threadgroup bytes: 8736.
+// Necessary: x read once, out written once. Rows of one part do just that, in one launch with two barriers. Longer rows
+// exceed the registers of a threadgroup, and a part cannot wait for the others of its row: Metal promises no progress
+// of one threadgroup while another waits. So x is read twice, in two launches: with parts_out (16 bytes written for
+// each part), then with parts_in, where each threadgroup merges the parts of its row, 16 bytes each, read three times.
+// Rows of more than norm_merged_parts, where that would be over 3 % of the bytes, have norm_group_merge between the
+// two, and the second has statistics_in. With `staged` each part reads the parameters of its channels once, else each
+// element does, from cache.
 template <typename T>
 [[kernel, max_total_threads_per_threadgroup(norm_row_threads)]] void norm_group_part(
     const device T* x [[buffer(norm_buffer_x)]],
@@ -123,18 +200,21 @@ template <typename T>
     const device norm_statistics* statistics [[buffer(norm_buffer_statistics), function_constant(statistics_in)]],
     device T* out [[buffer(norm_buffer_out), function_constant(has_out)]],
     device float4* parts [[buffer(norm_buffer_parts), function_constant(parts_out)]],
+    const device float4* all_parts [[buffer(norm_buffer_parts_in), function_constant(parts_in)]],
     constant group_norm_params& p [[buffer(norm_buffer_params)]], uint2 group [[threadgroup_position_in_grid]],
     uint lane [[thread_index_in_simdgroup]], uint simdgroup [[simdgroup_index_in_threadgroup]]) {
   constexpr uint chunks = norm_part_elements / (4 * norm_row_threads);
   threadgroup float2 partial[2][32];
+  threadgroup float2 parameters[norm_staged_channels];
+  threadgroup norm_statistics of_row;
   const ulong first_part = (ulong(group.y) * norm_grid_width + group.x) * p.rows_per_threadgroup;
-  const ulong all_parts = ulong(p.rows) * p.parts_per_row;
-  if (first_part >= all_parts) {
+  const ulong count_of_parts = ulong(p.rows) * p.parts_per_row;
+  if (first_part >= count_of_parts) {
     return;  // the whole threadgroup: the last y may be filled in part
   }
   const uint in_group = simdgroup / p.simdgroups_per_row;
   const uint first_simdgroup = in_group * p.simdgroups_per_row;
-  const bool exists = first_part + in_group < all_parts;
+  const bool exists = first_part + in_group < count_of_parts;
   const ulong part_index = exists ? first_part + in_group : 0;
   const uint in_row = uint(part_index % p.parts_per_row);
   const uint first = in_row * p.part_elements;
@@ -146,9 +226,24 @@ template <typename T>
   for (uint chunk = 0; chunk < chunks; ++chunk) {
     values[chunk] = part.load(x, p.x, chunk, p);
   }
+  threadgroup float2* of_channels = parameters + in_group * (norm_staged_channels / p.rows_per_threadgroup);
+  if (staged) {
+    part.stage<T>(of_channels, weight, bias, p);
+    simdgroup_barrier(mem_flags::mem_threadgroup);  // publishes it; of more simdgroups, the next barrier does
+  }
   norm_statistics s;
   if (statistics_in) {
     s = statistics[part.row];
+    threadgroup_barrier(mem_flags::mem_threadgroup);  // publishes the parameters
+  } else if (parts_in) {
+    if (simdgroup == 0) {
+      s = merged(all_parts + ulong(part.row) * p.parts_per_row, lane, p);
+      if (lane == 0) {
+        of_row = s;
+      }
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);  // publishes of_row and the parameters
+    s = of_row;
   } else {
     float4 a = 0.0f, b = 0.0f;
 #pragma clang loop unroll(full)
@@ -183,11 +278,15 @@ template <typename T>
 #pragma clang loop unroll(full)
   for (uint chunk = 0; chunk < chunks; ++chunk) {
     float4 result = s.x_hat(values[chunk]);
-    if (has_weight) {
-      result *= part.parameter<T>(weight, p.weight_stride, 1.0f, chunk, p);
-    }
-    if (has_bias) {
-      result += part.parameter<T>(bias, p.bias_stride, 0.0f, chunk, p);
+    if (staged) {
+      result = part.apply(result, of_channels, chunk, p);
+    } else {
+      if (has_weight) {
+        result *= part.parameter<T>(weight, p.weight_stride, 1.0f, chunk, p);
+      }
+      if (has_bias) {
+        result += part.parameter<T>(bias, p.bias_stride, 0.0f, chunk, p);
+      }
     }
     if (has_silu) {
       result *= sigmoid(result);
@@ -196,8 +295,8 @@ template <typename T>
   }
 }
 
-// norm_group_merge: the sums of its parts become the statistics of a row. A part holds its mean and, in the same scale,
-// the sums of deviations from it and of their squares; the scale is that which the part's sum of |x| asks for.
+// norm_group_merge: the sums of its parts become the statistics of a row, where each threadgroup of the row would read
+// too many parts to do it itself.
 //
 // Grid: x and y together number the rows. Threadgroup: (32). Threadgroup bytes: 0.
 // Necessary: 16 bytes for each part read once, 20 bytes for each row written once; read three times, from cache.
@@ -209,50 +308,10 @@ kernel void norm_group_merge(const device float4* parts [[buffer(norm_buffer_par
   if (row >= p.rows) {
     return;
   }
-  parts += row * p.parts_per_row;
-  float size = 0.0f;
-  for (uint i = lane; i < p.parts_per_row; i += 32) {
-    size += parts[i].y;
-  }
-  size = simd_sum(size);
-  const bool large = !(size < p.large);
-  const float shrink = p.scale_large / p.scale;
-  norm_statistics s;
-  s.scale = large ? p.scale_large : p.scale;
-  s.eps = large ? p.eps_large : p.eps;
-  s.mean = parts[0].x * (large && parts[0].y < p.large ? shrink : 1.0f);
-  // The mean as its distance from the first part's.
-  float sum = 0.0f;
-  for (uint i = lane; i < p.parts_per_row; i += 32) {
-    const float4 part = parts[i];
-    const float scale = large && part.y < p.large ? shrink : 1.0f;
-    const float count = float(min(p.part_elements, p.columns - i * p.part_elements));
-    sum += part.z * scale + count * (part.x * scale - s.mean);
-  }
-  const float correction = simd_sum(sum) / float(p.columns);
-  float square = 0.0f;
-  for (uint i = lane; i < p.parts_per_row; i += 32) {
-    const float4 part = parts[i];
-    const float scale = large && part.y < p.large ? shrink : 1.0f;
-    const float count = float(min(p.part_elements, p.columns - i * p.part_elements));
-    const float away = (part.x * scale - s.mean) - correction;
-    square += part.w * scale * scale + away * (2.0f * part.z * scale + count * away);
-  }
-  square = simd_sum(square);
-  s.correction = correction;
-  s.rstd = precise::rsqrt(max(square / float(p.columns), 0.0f) + s.eps);
+  const norm_statistics s = merged(parts + row * p.parts_per_row, lane, p);
   if (lane == 0) {
     statistics[row] = s;
   }
-}
-
-template <typename T>
-static float parameter_or(const device char* data, bool has, long at, float none) {
-  if (!has) {
-    return none;
-  }
-  return parameters_f32 ? reinterpret_cast<const device float*>(data)[at]
-                        : float(reinterpret_cast<const device T*>(data)[at]);
 }
 
 // norm_group_sums: of each channel of each sample, the sums of grad * x_hat and of grad, before the activation.

@@ -24,7 +24,7 @@ enum norm_buffer {
   norm_buffer_grad_residual = 11,  // of residual_out
   norm_buffer_grad_x = 12,
   norm_buffer_grad_gate = 13,
-  norm_buffer_partials = 14,  // float32 (parts, 1 or 2 sums, columns)
+  norm_buffer_partials = 14,  // float32 (threadgroups, 1 or 2 sums, columns)
   norm_buffer_grad_weight = 15,
   norm_buffer_grad_bias = 16,
   norm_buffer_grad_scale = 17,
@@ -32,6 +32,7 @@ enum norm_buffer {
   // of group norm
   norm_buffer_parts = 19,       // float4 for each part of a row
   norm_buffer_statistics = 20,  // norm_statistics for each row
+  norm_buffer_parts_in = 21,    // the same parts, of an earlier launch
 };
 
 // Function constants, all bool. The ids of this family: 300 to 399.
@@ -56,10 +57,17 @@ enum norm_constant {
   norm_constant_statistics_in = 316,  // the statistics of the rows are known
   norm_constant_out = 317,            // the normalized x is what is written
   norm_constant_grad_gate = 318,      // beside grad_x, where there is a gate
+  norm_constant_held = 319,           // parameters stay in registers from row to row
+  norm_constant_ahead = 320,          // the next row is read before the sums of this one
+  norm_constant_kept = 321,           // backward: the elements of a row stay in registers until it is written
+  // of group norm
+  norm_constant_parts_in = 322,  // the sums of the parts are known
+  norm_constant_staged = 323,    // parameters lie in threadgroup memory
 };
 
 enum { norm_max_dims = 16 };         // leading dimensions, after the glue has merged those that one stride describes
 enum { norm_row_threads = 1024 };    // the most that share a row
+enum { norm_shared_threads = 256 };  // of a threadgroup that takes several rows at once, without sums of it
 enum { norm_grid_width = 1 << 16 };  // threadgroups along x; y takes the rest, so that no count of threads passes 2^32
 enum { norm_loop_rows = 32 };        // the most that a threadgroup of the backward loop kernel walks over at once
 enum { norm_parameter_columns = 32 };  // columns of a threadgroup of norm_parameters
@@ -89,10 +97,10 @@ struct norm_params {
   uint32_t rows;
   uint32_t columns;  // less than 2^31
   uint32_t simdgroups_per_row;
-  uint32_t rows_per_threadgroup;  // at once
+  uint32_t rows_per_threadgroup;  // at once, each of another part
   uint32_t samples;               // 1 without a modulation
   uint32_t rows_per_sample;
-  uint32_t rows_per_part;  // backward: the rows of a sample that one set of partial sums covers
+  uint32_t rows_per_part;  // rows of a sample that the same simdgroups take in turn
   uint32_t parts_per_sample;
   float weight_offset;
   float scale;
@@ -105,6 +113,8 @@ struct norm_params {
 };
 
 enum { norm_part_elements = 16384 };  // the most of a row of group norm that a threadgroup holds in registers
+enum { norm_merged_parts = 32 };      // of a row, that each of its threadgroups merges; more take a launch of their own
+enum { norm_staged_channels = 1024 };  // of all parts of a threadgroup, whose parameters it stages
 
 // Of samples, channels and positions, in elements.
 struct group_norm_strides {

@@ -17,6 +17,8 @@ constant bool parameters_f32 [[function_constant(norm_constant_parameters_f32)]]
 constant bool has_modulation [[function_constant(norm_constant_modulation)]];
 constant bool modulation_f32 [[function_constant(norm_constant_modulation_f32)]];
 constant bool vectors [[function_constant(norm_constant_vectors)]];
+constant bool held [[function_constant(norm_constant_held)]];
+constant bool ahead [[function_constant(norm_constant_ahead)]];
 
 // Offset of a row, in elements. Contiguous rows have one leading dimension and need no division.
 inline long row_offset(uint row, constant norm_rows& rows) {
@@ -58,24 +60,28 @@ struct norm_columns {
     return values;
   }
 
-  // Zeros for columns past the end.
+  // As they are in memory. Zeros for columns past the end.
   template <typename T>
-  float4 load(const device T* row, long stride, uint chunk) const {
-    float4 values = 0.0f;
+  metal::vec<T, 4> fetch(const device T* row, long stride, uint chunk) const {
+    metal::vec<T, 4> values = T(0.0f);
     if (vectors) {
       const uint c = column(chunk, 0);
       if (c < count) {
-        values = float4(*reinterpret_cast<const device metal::vec<T, 4>*>(row + c));
+        values = *reinterpret_cast<const device metal::vec<T, 4>*>(row + c);
       }
     } else {
       for (uint i = 0; i < 4; ++i) {
         const uint c = column(chunk, i);
         if (c < count) {
-          values[i] = float(row[c * stride]);
+          values[i] = row[c * stride];
         }
       }
     }
     return values;
+  }
+  template <typename T>
+  float4 load(const device T* row, long stride, uint chunk) const {
+    return float4(fetch(row, stride, chunk));
   }
 
   // Of a tensor in T or in float32.
@@ -103,6 +109,37 @@ struct norm_columns {
     }
   }
 };
+
+// What some simdgroups of a threadgroup have to do: rows of one sample, one after the other.
+struct norm_part {
+  uint sample;
+  uint first_row;  // of all
+  uint rows;       // none where the sample has no more, or there is no such part: barriers must be reached all the same
+  uint first_simdgroup;
+  norm_columns columns;
+
+  // The columns of its row i, and none past the last.
+  norm_columns columns_of(uint i) const {
+    return {i < rows ? columns.count : 0, columns.threads, columns.thread_index};
+  }
+  uint row(uint i) const { return i < rows ? first_row + i : 0; }
+};
+
+// The part of a simdgroup of a threadgroup whose first part exists.
+inline norm_part part_of(ulong first_part, uint lane, uint simdgroup, constant norm_params& p) {
+  const uint in_group = simdgroup / p.simdgroups_per_row;
+  const ulong index = first_part + in_group;
+  const bool exists = index < ulong(p.samples) * p.parts_per_sample;
+  norm_part part;
+  part.sample = exists ? uint(index / p.parts_per_sample) : 0;
+  const ulong in_sample = exists ? (index % p.parts_per_sample) * p.rows_per_part : p.rows_per_sample;
+  part.rows =
+      in_sample < p.rows_per_sample ? uint(metal::min(ulong(p.rows_per_part), p.rows_per_sample - in_sample)) : 0;
+  part.first_row = part.rows > 0 ? part.sample * p.rows_per_sample + uint(in_sample) : 0;
+  part.first_simdgroup = in_group * p.simdgroups_per_row;
+  part.columns = {p.columns, p.simdgroups_per_row * 32, (simdgroup - part.first_simdgroup) * 32 + lane};
+  return part;
+}
 
 // Whether squares of a T pass the range of float32.
 template <typename T>

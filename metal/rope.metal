@@ -1,60 +1,16 @@
 // Rotary position embedding: each pair of columns of a head is a point, turned by position * frequency of the pair. In
-// fp32, rounded once. RoFormer: Su et al., 2021; sections of pairs with positions of their own: Qwen2-VL, 2024.
+// fp32, rounded once. RoFormer: Su et al., 2021.
 
 #include <metal_stdlib>
 
 #include "common/pack.h"
-#include "rope_params.h"
+#include "rope_rotation.h"
 #include "rope_variants.h"
 
 using namespace metal;
 using namespace mpsk;
 
-constant bool has_k [[function_constant(rope_constant_k)]];
-constant bool table [[function_constant(rope_constant_table)]];
-constant bool table_f32 [[function_constant(rope_constant_table_f32)]];
-constant bool positions_i32 [[function_constant(rope_constant_positions_i32)]];
-constant bool positions_i64 [[function_constant(rope_constant_positions_i64)]];
-constant bool interleaved [[function_constant(rope_constant_interleaved)]];
 constant bool packs [[function_constant(rope_constant_packs)]];
-constant bool table_packs [[function_constant(rope_constant_table_packs)]];
-
-struct rotation {
-  float cos;
-  float sin;
-};
-
-// Of an angle in turns, a fraction of 2^64. Its 32 leading bits are an eighth of a turn at most from a quarter; there,
-// polynomials (fitted for this file, by Lawson's iteration) whose error is below 1e-8. With the rounding of the angle
-// and of the result: 1.2e-7.
-inline rotation rotation_of(ulong phase) {
-  const uint turns = uint(phase >> 32);
-  const uint quarter = (turns + 0x20000000u) >> 30;
-  const float x = float(int(turns - (quarter << 30))) * 1.4629180792671596e-9f;  // 2 pi / 2^32
-  const float square = x * x;
-  const float s = x + x * square * (-0.16666664f + square * (0.0083327452f - square * 0.00019587360f));
-  const float c =
-      1.0f - 0.5f * square + square * square * (0.041666664f + square * (-0.0013888298f + square * 2.4547197e-5f));
-  const float across = quarter & 1 ? s : c, along = quarter & 1 ? c : s;
-  return {(quarter + 1) & 2 ? -across : across, quarter & 2 ? -along : along};
-}
-
-// `count` entries of a row of the table, from `from` on.
-template <typename Entry, uint size>
-inline void load_entries(const device Entry* from, long stride, uint count, thread float* entries) {
-  if (packs && table_packs) {
-    for (uint i = 0; i < size; i += pack_size<Entry>()) {
-      const pack<Entry> p = load_pack(from + i);
-      for (uint j = 0; j < pack_size<Entry>(); ++j) {
-        entries[i + j] = p.values[j];
-      }
-    }
-  } else {
-    for (uint i = 0; i < count; ++i) {
-      entries[i] = float(from[i * stride]);
-    }
-  }
-}
 
 // rope_rotate: a thread takes a chunk of columns of heads_per_thread heads at one position: a pack of pairs, a pack of
 // columns that are copied, or without `packs` one of either. The rotations serve all its heads.
@@ -80,7 +36,7 @@ template <typename T>
   constexpr uint size = pack_size<T>();
   const uint width = packs ? size : 1;
   const uint index = thread_index.x / p.chunks, chunk = thread_index.x % p.chunks, batch = thread_index.z;
-  const uint rotated = p.pairs / width;
+  const uint rotated = p.rotation.pairs / width;
   const uint first = thread_index.y * p.heads_per_thread, heads = p.heads[0] + p.heads[1];
   if (index >= p.length || first >= heads) {
     return;
@@ -90,52 +46,13 @@ template <typename T>
   const uint pair = chunk * width;
   float cosines[size], sines[size];
   if (!copies) {
-    const long at = long(batch) * p.position_strides[1] + long(index) * p.position_strides[2];
-    long position = p.offset;
-    if (!positions_i32 && !positions_i64) {
-      position += index;
-    } else if (p.sections == 0) {
-      position += positions_i32 ? long(i32[at]) : i64[at];
-    }
-    if (table || table_f32) {
-      const bool exists = position >= 0 && position < long(p.rows);
-      const long row = exists ? position : 0;
-      const long cos_at = long(batch) * p.cos_strides[0] + row * p.cos_strides[1] + pair * p.cos_strides[2];
-      const long sin_at = long(batch) * p.sin_strides[0] + row * p.sin_strides[1] + pair * p.sin_strides[2];
-      if (table) {
-        load_entries<T, size>(cos_table + cos_at, p.cos_strides[2], width, cosines);
-        load_entries<T, size>(sin_table + sin_at, p.sin_strides[2], width, sines);
-      } else {
-        load_entries<float, size>(cos_f32 + cos_at, p.cos_strides[2], width, cosines);
-        load_entries<float, size>(sin_f32 + sin_at, p.sin_strides[2], width, sines);
-      }
-      for (uint i = 0; i < width && !exists; ++i) {
-        cosines[i] = as_type<float>(0x7fc00000u);  // NaN: there is no such row
-      }
-    } else {
-      uint section = 0;
-      for (uint i = 0; i < width; ++i) {
-        long of_pair = position;
-        if (p.sections != 0) {
-          while (pair + i >= p.section_ends[section]) {
-            ++section;
-          }
-          const long in_section = at + section * p.position_strides[0];
-          of_pair += positions_i32 ? long(i32[in_section]) : i64[in_section];
-        }
-        const rotation r = rotation_of(ulong(of_pair) * p.frequencies[pair + i]);
-        cosines[i] = r.cos;
-        sines[i] = r.sin;
-      }
-    }
-    for (uint i = 0; i < width; ++i) {
-      sines[i] *= p.direction;
-    }
+    const rope_table<T> entries = {cos_table, sin_table, cos_f32, sin_f32, i32, i64};
+    load_rotations<T, size>(entries, p.rotation, batch, index, pair, width, cosines, sines);
   }
 
   // A chunk's first columns, and how far behind them its second ones lie, the other half of its pairs.
-  const uint column = copies ? 2 * p.pairs + (chunk - rotated) * width : interleaved ? 2 * pair : pair;
-  const uint other = interleaved ? width : p.pairs;
+  const uint column = copies ? 2 * p.rotation.pairs + (chunk - rotated) * width : interleaved ? 2 * pair : pair;
+  const uint other = interleaved ? width : p.rotation.pairs;
   const uint last = min(first + p.heads_per_thread, heads);
   for (uint h = first; h < last; ++h) {
     const uint which = h < p.heads[0] ? 0 : 1, head = h - which * p.heads[0];

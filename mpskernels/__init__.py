@@ -66,7 +66,7 @@ from mpskernels.ops.norm import (  # noqa: E402
     modulated_norm,
     rms_norm,
 )
-from mpskernels.ops.rope import rope  # noqa: E402
+from mpskernels.ops.rope import qk_norm_rope, rope  # noqa: E402
 from mpskernels.ops.softmax import log_softmax, softmax  # noqa: E402
 
 __version__ = "0.1.0"
@@ -89,6 +89,7 @@ __all__ = [
     "log_softmax",
     "matmul",
     "modulated_norm",
+    "qk_norm_rope",
     "reglu",
     "rms_norm",
     "rope",

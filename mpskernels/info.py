@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -55,11 +56,16 @@ class Info:
         ]
         width = max(map(len, self.launches), default=0)
         lines += [
-            f"launches   {op:<{width}}  {pipeline}  x{count}"
+            f"launches   {op:<{width}}  {_yes_only(pipeline)}  x{count}"
             for op, pipelines in sorted(self.launches.items())
             for pipeline, count in sorted(pipelines.items())
         ]
         return "\n".join(lines)
+
+
+def _yes_only(pipeline: str) -> str:
+    """The label without the constants that are 0, which may be many."""
+    return re.sub(r"(?<=[?,])\w+=0(,|$)", "", pipeline).rstrip("?,")
 
 
 def info() -> Info:

@@ -208,6 +208,29 @@ SAMPLES = {
         ),
         {"dims": 16, "offset": 0},
     ),
+    "qk_norm_rope": lambda dtype: (
+        (
+            random(2, 4, 3, 16, dtype=dtype),
+            random(2, 2, 3, 16, dtype=dtype, seed=1),
+            *(random(16, dtype=dtype, seed=seed) for seed in (2, 3)),
+            1e-6,
+            random(40, 8),
+            random(40, 8, seed=1),
+            torch.tensor([[1, 5, 39], [0, 2, 2]]),
+        ),
+        {"weight_offset": 1.0},
+    ),
+    "qk_norm_rope_backward": lambda dtype: (
+        (
+            *(random(2, heads, 3, 16, dtype=dtype, seed=seed) for seed, heads in enumerate((4, 2, 4, 2))),
+            *(random(16, seed=seed) for seed in (4, 5)),
+            1e-6,
+            None,
+            None,
+            torch.tensor([[1, 5, 39], [0, 2, 2]]),
+        ),
+        {"dims": 8, "interleaved": True},
+    ),
     "softmax": lambda dtype: (
         (random(2, 3, 5, 24, dtype=dtype), random(5, 24, seed=1) > -1),
         {"is_causal": True, "scale": 0.5},

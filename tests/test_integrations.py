@@ -4,7 +4,22 @@ import copy
 
 import pytest
 import torch
-from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM, OlmoConfig, OlmoForCausalLM
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OlmoConfig,
+    OlmoForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 import mpskernels
 from mpskernels import _C, demo, nn
@@ -84,6 +99,71 @@ def test_gemma_matches_the_cpu(ids):
     torch.testing.assert_close(logits.cpu(), gemma(ids).logits, atol=1e-4, rtol=1e-4)
 
 
+NORMED = {"qwen3": (Qwen3Config, Qwen3ForCausalLM), "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM)}
+
+
+@pytest.fixture(params=NORMED.values(), ids=NORMED)
+def normed(request):
+    """A model that norms the heads of q and k, and its copy on our kernels."""
+    kind, make = request.param
+    torch.manual_seed(0)
+    model = make(config(kind)).eval()
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.data.normal_(0.0 if kind is Gemma3TextConfig else 1.0, 0.5)
+    # Deep copies of a model on our kernels have weights of their own.
+    first = use_mpskernels(copy.deepcopy(model))
+    second = copy.deepcopy(first).to("mps")
+    for parameter in first.parameters():
+        parameter.data.zero_()
+    return model, second
+
+
+@torch.no_grad()
+def test_norms_of_heads_run_with_the_rotation(normed, ids):
+    model, ours = normed
+    assert ours.state_dict().keys() == model.state_dict().keys()
+    _C.reset_launches()
+    logits = ours(ids.to("mps")).logits
+    launches = {op: sum(kernels.values()) for op, kernels in _C.launches().items()}
+    assert launches["qk_norm_rope"] == 1
+    assert launches["rms_norm"] == (5 if isinstance(model, Gemma3ForCausalLM) else 3)
+    assert "rope" not in launches
+    torch.testing.assert_close(logits.cpu(), model(ids).logits, atol=1e-4, rtol=1e-4)
+    prompt = ids[:1, :5]
+    expected = model.generate(prompt, max_new_tokens=4, do_sample=False)
+    assert ours.generate(prompt.to("mps"), max_new_tokens=4, do_sample=False).tolist() == expected.tolist()
+
+
+def test_unlike_norms_of_heads_run_alone(ids):
+    model = Qwen3ForCausalLM(config(Qwen3Config)).eval()
+    model.model.layers[0].self_attn.q_norm.variance_epsilon = 0.1
+    ours = use_mpskernels(copy.deepcopy(model)).to("mps")
+    with torch.no_grad():
+        _C.reset_launches()
+        logits = ours(ids.to("mps")).logits
+        assert {"rope", "rms_norm"} <= set(_C.launches())
+        assert "qk_norm_rope" not in _C.launches()
+        torch.testing.assert_close(logits.cpu(), model(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_block_compiles_into_one_graph_and_copies_no_heads(normed, ids):
+    _, ours = normed
+    block, inner = ours.model.layers[0], ours.model
+    hidden = torch.randn(2, 37, 64, generator=torch.Generator().manual_seed(0)).to("mps")
+    kind = getattr(block.self_attn, "layer_type", None)
+    rotary = (hidden, torch.arange(37, device="mps")[None], *([kind] if isinstance(ours, Gemma3ForCausalLM) else []))
+    arguments = {"position_embeddings": inner.rotary_emb(*rotary), "attention_mask": None}
+    torch._dynamo.reset()
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        expected = block(hidden, **arguments)
+    # One: heads of the attention's result go third, where the projection behind it wants them.
+    assert sum(event.name == "aten::clone" for event in profile.events()) == 1
+    torch.testing.assert_close(compiled(hidden, **arguments).cpu(), expected.cpu(), atol=1e-6, rtol=1e-6)
+
+
 def test_other_norms_are_refused_and_nothing_changes():
     model = OlmoForCausalLM(config(OlmoConfig))
     with pytest.raises(NotImplementedError, match=r"no kernel for model\.layers\.0\.input_layernorm, a OlmoLayerNorm"):
@@ -115,6 +195,57 @@ def test_modules_match_torch(ours, stock, arguments, kwargs):
     for shape in [(5, 48), (2, 48, 3)] if ours is nn.GroupNorm else [(48,), (5, 48), (2, 3, 48)]:
         x = torch.randn(shape)
         torch.testing.assert_close(mine.to("mps")(x.to("mps")).cpu(), theirs(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("stock", "offset"), [(LlamaRMSNorm, 0.0), (Qwen3RMSNorm, 0.0), (GemmaRMSNorm, 1.0), (Gemma3RMSNorm, 1.0)]
+)
+@torch.no_grad()
+def test_norms_match_those_of_transformers(stock, offset):
+    theirs, mine = stock(48, eps=1e-3), nn.RMSNorm(48, eps=1e-3, offset=offset)
+    theirs.weight.normal_()
+    mine.load_state_dict(theirs.state_dict())
+    theirs.load_state_dict(mine.state_dict())
+    x = torch.randn(2, 3, 48)
+    torch.testing.assert_close(mine.to("mps")(x.to("mps")).cpu(), theirs(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 7), (2, 7, 3), (2, 7, 3, 2)], ids=str)
+@pytest.mark.parametrize("options", [{}, {"ignore_index": 2, "label_smoothing": 0.1, "reduction": "none"}], ids=str)
+def test_cross_entropy_loss_matches_torch(shape, options):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(max(1, x.numel() // 7)).view(shape[:1] + shape[2:] if len(shape) > 1 else ()) % 7
+    leaves = x.clone().requires_grad_(), x.to("mps").requires_grad_()
+    theirs = torch.nn.CrossEntropyLoss(**options)(leaves[0], targets)
+    mine = nn.CrossEntropyLoss(**options)(leaves[1], targets.to("mps"))
+    torch.testing.assert_close(mine.cpu(), theirs, atol=1e-5, rtol=1e-5)
+    theirs.sum().backward()
+    mine.sum().backward()
+    torch.testing.assert_close(leaves[1].grad.cpu(), leaves[0].grad, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"ignore_index": 2, "label_smoothing": 0.1, "reduction": "sum"}], ids=str)
+def test_linear_cross_entropy_loss_matches_torch(options):
+    torch.manual_seed(0)
+    theirs, mine = torch.nn.LinearCrossEntropyLoss(6, 9, **options), nn.LinearCrossEntropyLoss(6, 9, chunk=2, **options)
+    mine.load_state_dict(theirs.state_dict())
+    x, targets = torch.randn(5, 6), torch.tensor([0, 2, 8, 1, 2])
+    losses = theirs(x, targets), mine.to("mps")(x.to("mps"), targets.to("mps"))
+    torch.testing.assert_close(losses[1].cpu(), losses[0], atol=1e-5, rtol=1e-5)
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(mine.linear.weight.grad.cpu(), theirs.linear.weight.grad, atol=1e-5, rtol=1e-5)
+
+
+def test_losses_refuse_what_they_lack():
+    for make, name in (
+        (lambda: nn.CrossEntropyLoss(torch.ones(3)), "CrossEntropyLoss: weight"),
+        (lambda: nn.LinearCrossEntropyLoss(4, 3, weight=torch.ones(3)), "LinearCrossEntropyLoss: weight"),
+        (lambda: nn.LinearCrossEntropyLoss(4, 3, bias=True), "LinearCrossEntropyLoss: bias"),
+        (lambda: nn.LinearCrossEntropyLoss(4, 3, out_features=(2,)), "LinearCrossEntropyLoss: out_features"),
+    ):
+        with pytest.raises(NotImplementedError, match=f"mpskernels.nn.{name} is not supported"):
+            make()
 
 
 @pytest.mark.parametrize("norm", [nn.RMSNorm, nn.LayerNorm])

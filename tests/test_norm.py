@@ -222,7 +222,12 @@ def test_rms_norm_from_several_threads():
 
 
 def test_rms_norm_chooses_its_kernel_by_columns():
-    for columns, kernel in [(1024, "row_f32_d4096"), (16384, "row_f32_d16384"), (16388, "loop_f32")]:
+    for columns, kernel in [
+        (1024, "row_f32_d1024"),
+        (1025, "row_f32_d8192"),
+        (16384, "row_f32_d16384"),
+        (16388, "loop_f32"),
+    ]:
         _C.reset_launches()
         mpskernels.rms_norm(to_mps(random(1, columns)))
         [(label, count)] = _C.launches()["rms_norm"].items()

@@ -225,6 +225,16 @@ def test_norms_at_many_rows(case):
         check_backward(case, tensors, grads)
 
 
+@cases
+@pytest.mark.parametrize("shape", [(2, 150, 260), (1, 61, 4100), (2, 12, 8200)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["f32", "f16"])
+def test_norms_at_many_long_rows(case, shape, dtype):
+    """Parts of several rows, and an odd number of them, in each kernel; with the next row on its way, and without."""
+    tensors, grads = inputs(case, shape, dtype, grid=True), output_grads(case, shape, dtype)
+    check_forward(case, tensors)
+    check_backward(case, tensors, grads)
+
+
 def test_forward_and_backward_take_more_threadgroups_than_one_grid_dimension():
     tensors, grads = inputs("layer_norm", (65536 * 8 + 9, 2), torch.float32), [random(65536 * 8 + 9, 2, seed=4)]
     check_forward("layer_norm", tensors)
@@ -359,6 +369,42 @@ def test_rows_of_zeros(case):
     check_backward(case, tensors, grads)
 
 
+@pytest.mark.parametrize("case", ["rms_norm", "layer_norm", "gated_rms_norm_first"])
+@pytest.mark.parametrize("columns", [65536, 65537, 131075])
+def test_norms_of_very_long_rows(case, columns):
+    tensors = inputs(case, (2, columns), torch.float16, grid=True)
+    check_forward(case, tensors)
+    check_backward(case, tensors, output_grads(case, (2, columns), torch.float16))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("offset", [0, 1])  # with vectors and without
+def test_rows_may_lie_2_to_the_31_elements_apart(offset):
+    memory = torch.empty(2**31 + 41, dtype=torch.float16, device="mps")
+
+    def far(values):
+        rows = memory.as_strided((2, 40), (2**31, 1), offset)
+        rows.copy_(values)
+        return rows
+
+    for case in ("layer_norm", "add_rms_norm", "gated_rms_norm"):
+        tensors, [grad, *more] = (
+            inputs(case, (2, 40), torch.float16, grid=True),
+            output_grads(case, (2, 40), torch.float16),
+        )
+        for name in CASES[case][1].split():
+            if name in ("x", "residual", "gate"):
+                near = [out.cpu() for out in call(case, to_mps(tensors))]
+                found = call(case, to_mps(tensors) | {name: far(tensors[name])})
+                assert all(torch.equal(out.cpu(), want) for out, want in zip(found, near, strict=True))
+        expected = gradients(case, tensors, [grad, *more], False)
+        leaves = {name: t.requires_grad_() for name, t in to_mps(tensors).items()}
+        outputs = call(case, leaves)
+        found = torch.autograd.grad(outputs, list(leaves.values()), [far(grad), *to_mps(more)])
+        for name, got in zip(leaves, found, strict=True):
+            assert torch.equal(got.cpu(), expected[name].cpu())
+
+
 @cases
 def test_definitions_pass_gradcheck(case):
     op, _, options = CASES[case]
@@ -466,13 +512,13 @@ def test_one_launch_forward_and_two_backward(case, columns):
         == len(kinds)
         == (1 if len(tensors) == sum(n in "x residual gate" for n in tensors) else 2)
     )
-    assert kinds[0] == ("norm_backward_row" if columns <= 8192 else "norm_backward_loop")
+    assert kinds[0] == ("norm_backward_row" if columns <= 16384 else "norm_backward_loop")
 
 
 def test_every_kernel_is_reached():
     _C.reset_launches()
     for dtype in DTYPE_IDS:
-        for columns in (1024, 2048, 4100, 8196, 16388):
+        for columns in (1024, 1028, 4100, 8196, 16388):
             x = random(1, columns, dtype=dtype).to("mps").requires_grad_()
             mpskernels.rms_norm(x, torch.ones(columns, device="mps", requires_grad=True)).sum().backward()
         x = torch.ones(1, 2, 8200, dtype=dtype, device="mps", requires_grad=True)

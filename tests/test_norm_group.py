@@ -86,6 +86,26 @@ def test_group_norm_without_parameters(which):
     compare(x, 3, weight if which == "weight" else None, bias if which == "bias" else None, silu=True)
 
 
+@pytest.mark.parametrize("order", ["first", "last"])
+def test_group_norm_of_more_channels_than_are_staged(order):
+    for channels, positions in [(1100, 3), (1024, 2), (8000, 5)]:  # 16384 elements, and less, and more
+        x = random(2, channels, positions)
+        x = x.mT.contiguous().mT if order == "last" else x
+        compare(x, 1, *parameters(channels, torch.float32))
+
+
+def test_group_norm_of_more_parts_than_a_threadgroup_merges():
+    x = random(1, 2, (1 << 18) + 3) + torch.tensor([0.0, 3.0])[:, None]
+    want = definition(x.double(), 1, *(p.double() for p in parameters(2, torch.float32)))
+    out = mpskernels.group_norm(to_mps(x), 1, *to_mps(parameters(2, torch.float32)))
+    assert_accurate(out, want, scale=want.abs().clamp(min=1.0), allowed=16.0)
+
+
+def test_definition_passes_gradcheck():
+    leaves = [t.double().requires_grad_() for t in (random(2, 6, 4), *parameters(6, torch.float32))]
+    assert torch.autograd.gradcheck(lambda x, w, b: definition(x, 3, w, b, silu=True), leaves)
+
+
 STRIDES = {
     "channels_of_more": lambda: random(2, 20, 4, 6)[:, 4:16],
     "every_second_channel": lambda: random(2, 24, 4, 6)[:, ::2],
@@ -184,7 +204,8 @@ def test_group_norm_launches():
     def launched(shape):
         _C.reset_launches()
         x = random(*shape).to("mps").requires_grad_()
-        mpskernels.group_norm(x, 2, torch.ones(4, device="mps", requires_grad=True)).sum().backward()
+        weight = torch.ones(x.size(1), device="mps", requires_grad=True)
+        mpskernels.group_norm(x, x.size(1) // 2, weight).sum().backward()
         return [[label.split("?")[0].removesuffix("_f32") for label in _C.launches()[op]] for op in OPS]
 
     ops_backward = sorted(
@@ -192,7 +213,9 @@ def test_group_norm_launches():
     )
     small, large = launched((2, 4, 3, 3)), launched((1, 4, 100, 101))
     assert small == [["norm_group_part"], ops_backward]
-    assert large == [["norm_group_merge", "norm_group_part", "norm_group_part"], ops_backward]
+    assert large == [["norm_group_part", "norm_group_part"], ops_backward]
+    assert launched((1, 2, 1 << 18)) == [["norm_group_part", "norm_group_part"], ops_backward]
+    assert launched((1, 2, (1 << 18) + 1))[0] == ["norm_group_merge", "norm_group_part", "norm_group_part"]
 
 
 OPS = ("group_norm", "group_norm_backward")

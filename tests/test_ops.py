@@ -3,9 +3,22 @@
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
-from cases import SAMPLES, all_equal, direct, dtypes, has_gradient, ops, sample, typed, without_stock_ops
+from cases import (
+    SAMPLES,
+    all_equal,
+    direct,
+    dtypes,
+    has_gradient,
+    ops,
+    random,
+    sample,
+    to_mps,
+    typed,
+    without_stock_ops,
+)
 from torch.utils._pytree import tree_leaves, tree_map
 
+import mpskernels
 from mpskernels import _C
 
 # Other ops of ours that an op calls.
@@ -213,3 +226,34 @@ def test_op_rejects_what_is_no_tensor(op):
     for function in (direct(op), typed(op)):
         with pytest.raises((RuntimeError, TypeError), match="but instead found type 'str'"):
             function("not a tensor", *args[1:], **kwargs)
+
+
+# Calls of one tensor of shape (2, 1, 3, 8), of which the first dimension is a stride apart.
+FAR = {
+    "rope": lambda x: mpskernels.rope(x),
+    "qk_norm_rope": lambda x: mpskernels.qk_norm_rope(x),
+    "softmax": lambda x: mpskernels.softmax(x),
+    "log_softmax": lambda x: mpskernels.log_softmax(x),
+    "cross_entropy": lambda x: mpskernels.cross_entropy(x, torch.ones(2, 1, 3, dtype=torch.int64, device="mps")),
+    "linear_cross_entropy": lambda x: mpskernels.linear_cross_entropy(
+        x[:, 0, 0], x.new_ones(4, 8), torch.ones(2, dtype=torch.int64, device="mps")
+    ),
+    "swiglu": lambda x: mpskernels.swiglu(x),
+    "geglu": lambda x: mpskernels.geglu(x, x),
+    "reglu": lambda x: mpskernels.reglu(x),
+}
+
+
+def test_ops_and_their_gradients_read_past_2_to_31_elements():
+    memory = torch.empty(2**31 + 40, dtype=torch.float16, device="mps")
+    values = random(2, 1, 3, 8, dtype=torch.float16)
+    for offset in (0, 1):  # with vectors and without
+        far = memory.as_strided((2, 1, 3, 8), (2**31, 8, 8, 1), offset)
+        far.copy_(values)
+        for op, call in FAR.items():
+            found = []
+            for x in (far, to_mps(values)):
+                leaf = x.detach().requires_grad_()
+                y = call(leaf)
+                found.append((y.detach(), torch.autograd.grad(y, leaf, torch.ones_like(y))))
+            assert all_equal(*found), op

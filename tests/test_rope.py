@@ -9,12 +9,17 @@ import mpskernels
 from mpskernels import _C
 
 
-def angles(positions, dims, base=10000.0, sections=()):
+def angles(positions, dims, base=10000.0, sections=(), interleaved_sections=False):
     """(batch or 1, length, dims / 2) in float64, of integer positions (length,), (batch, length) or with sections."""
     pairs = dims // 2
     frequencies = base ** (-torch.arange(pairs, dtype=torch.float64) / max(pairs, 1))
     if sections:
         section = torch.repeat_interleave(torch.arange(len(sections)), torch.tensor(sections))
+        if interleaved_sections:
+            section = torch.zeros(pairs, dtype=torch.int64)
+            for number, count in enumerate(sections[1:], 1):
+                section[number : count * len(sections) : len(sections)] = number
+            assert section.bincount(minlength=len(sections)).tolist() == list(sections)
         return positions.double()[section].permute(1, 2, 0) * frequencies
     positions = positions if positions.dim() == 2 else positions[None]
     return positions.double()[..., None] * frequencies
@@ -57,19 +62,27 @@ def check(
     dims=None,
     interleaved=False,
     sections=(),
+    interleaved_sections=False,
     allowed=None,
 ):
     """Of tensors on the CPU: q and k turned, and turned back by the gradient."""
     count = q.size(-1) if dims is None else dims
     at = torch.arange(q.size(2)) if positions is None else positions
     if cos is None:
-        theta = angles(at + offset, count, base, sections)
+        theta = angles(at + offset, count, base, sections, interleaved_sections)
         exact = theta.cos(), theta.sin()
     else:
         rows = at.long() + offset
         pick = (lambda t: t[:, rows]) if cos.dim() == 3 else (lambda t: t[rows] if rows.dim() == 2 else t[rows][None])
         exact = tuple(pick(t)[..., : count // 2] for t in (cos, sin))
-    options = {"offset": offset, "base": base, "dims": dims, "interleaved": interleaved, "sections": sections}
+    options = {
+        "offset": offset,
+        "base": base,
+        "dims": dims,
+        "interleaved": interleaved,
+        "sections": sections,
+        "interleaved_sections": interleaved_sections,
+    }
     tensors = [t for t in (q, k) if t is not None]
     leaves = [to_mps(t).requires_grad_() for t in tensors]
     outs = mpskernels.rope(*leaves, *[None] * (k is None), *to_mps([cos, sin, positions]), **options)
@@ -135,6 +148,31 @@ def test_rope_takes_sections(dtype, interleaved, sections):
         positions = torch.randint(0, 5000, (len(sections), batches, 5), generator=torch.Generator().manual_seed(0))
         check(q, k, positions=positions, sections=sections, interleaved=interleaved)
         check(q, k, positions=positions.int(), sections=sections, offset=3)
+
+
+@dtypes
+@layouts
+@pytest.mark.parametrize("sections", [(6, 5, 5), (8, 8), (16,), (14, 1, 1), (16, 0, 0), (5, 4, 4, 3)])
+def test_rope_interleaves_sections(dtype, interleaved, sections):
+    q, k = heads(dtype)
+    positions = torch.randint(0, 5000, (len(sections), 2, 5), generator=torch.Generator().manual_seed(0))
+    check(q, k, positions=positions, sections=sections, interleaved_sections=True, interleaved=interleaved, offset=3)
+
+
+def test_rope_interleaves_sections_as_transformers():
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextConfig, Qwen3VLTextRotaryEmbedding
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb as theirs
+
+    sections = [24, 20, 20]
+    parameters = {"rope_theta": 5e6, "rope_type": "default", "mrope_section": sections}
+    embedding = Qwen3VLTextRotaryEmbedding(Qwen3VLTextConfig(head_dim=128, rope_parameters=parameters))
+    q, k = heads(torch.float32, d=128)
+    positions = torch.randint(0, 200, (3, 2, 5), generator=torch.Generator().manual_seed(0))
+    ours = mpskernels.rope(
+        *to_mps([q, k]), positions=to_mps(positions), base=5e6, sections=sections, interleaved_sections=True
+    )
+    for a, b in zip(ours, theirs(q, k, *embedding(q, positions)), strict=True):
+        torch.testing.assert_close(a.cpu(), b, atol=2e-4, rtol=2e-4)  # theirs rounds angles to float32
 
 
 @dtypes
@@ -250,6 +288,13 @@ def test_rope_of_its_gradient_is_itself():
     torch.testing.assert_close(back.cpu(), q.detach().cpu(), atol=1e-6, rtol=1e-6)
 
 
+@layouts
+def test_rope_definition_passes_gradcheck(interleaved):
+    theta = angles(torch.arange(3), 6)
+    leaf = random(1, 2, 3, 8).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: reference(x, theta.cos(), theta.sin(), interleaved), leaf)
+
+
 def test_rope_gradient_of_q_alone_and_of_k_alone():
     q, k = (to_mps(x) for x in heads(torch.float32))
     for first in (True, False):
@@ -298,7 +343,7 @@ def test_rope_reaches_every_kernel():
     for dtype in DTYPE_IDS:
         mpskernels.rope(to_mps(random(1, 1, 1, 8, dtype=dtype)))
     assert {label.split("?")[0] for label in _C.launches()["rope"]} == {
-        name for name in _C.function_names() if name.startswith("rope")
+        name for name in _C.function_names() if name.startswith("rope_rotate")
     }
 
 
@@ -468,6 +513,16 @@ REJECTED = {
         NotImplementedError,
         "expected at most 4 sections, got 5",
     ),
+    "interleaved_sections_alone": (
+        lambda: ((x(),), {"interleaved_sections": True}),
+        ValueError,
+        "expected sections, to interleave",
+    ),
+    "interleaved_sections_pairs": (
+        lambda: ((x(), None, None, None, empty(2, 2, 5, **I64)), {"sections": [1, 3], "interleaved_sections": True}),
+        ValueError,
+        "expected at most 2 pairs in section 1 of 2 interleaved ones, got 3",
+    ),
     "sections_with_a_table": (
         lambda: ((x(), None, empty(9, 4), empty(9, 4), empty(2, 2, 5, **I64)), {"sections": [2, 2]}),
         ValueError,
@@ -508,6 +563,7 @@ def test_rope_passes_opcheck_with_every_option():
         ((q, k, *table), {"offset": 2, "inverse": True}),
         ((q, None, *to_mps([random(10, 16), random(10, 16)]), positions[0]), {}),
         ((q, k, None, None, positions), {"sections": [8, 4, 4]}),
+        ((q, k, None, None, positions), {"sections": [6, 5, 5], "interleaved_sections": True}),
         ((q, None), {"dims": 8, "base": 500.0, "interleaved": True}),
     ]:
         torch.library.opcheck(direct("rope").default, args, kwargs)

@@ -246,6 +246,12 @@ def test_softmax_passes_torchs_own_samples(op):
     assert taken >= 9
 
 
+@either
+def test_softmax_definition_passes_gradcheck(op):
+    leaf = random(3, 5).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: reference(op, x, scale=0.7, soft_cap=1.5), leaf)
+
+
 def test_softmax_from_several_threads():
     def work(seed):
         for columns in (40, 300, 4100, 16400):

@@ -53,8 +53,8 @@ std::vector<Library>& libraries(State& s) {
   std::vector<Library> found;
   if (!std::filesystem::is_directory(s.path)) {
     found.push_back({.path = s.path});
-    std::filesystem::path metal4 = s.path;
-    metal4.replace_filename(metal4.stem().native() + "-metal4" + metal4.extension().native());
+    std::string metal4 = s.path;
+    metal4.insert(std::min(metal4.rfind('.'), metal4.size()), "-metal4");
     if (std::filesystem::exists(metal4)) found.push_back({.path = metal4, .metal4 = true});
   } else {
     for (const auto& entry : std::filesystem::directory_iterator(s.path)) {

@@ -5,13 +5,19 @@ import types
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.gemma3 import modeling_gemma3
 from transformers.models.llama import modeling_llama
+from transformers.models.qwen3 import modeling_qwen3
 
 import mpskernels
 from mpskernels import nn
 
 ATTENTION = "mpskernels"
 ROPE = "apply_rotary_pos_emb"
+# Attention whose heads of q and k go from q_norm and k_norm to the rotation without a change. Qwen's other models and
+# many of other makers have the same code.
+NORMED = (modeling_qwen3.Qwen3Attention.forward, modeling_gemma3.Gemma3Attention.forward)
 
 
 def attention_forward(
@@ -75,20 +81,66 @@ def _rope(
     return mpskernels.rope(q, k, cos, sin)
 
 
+def _is_same_code(function: object, other: types.FunctionType) -> bool:
+    code, like = getattr(function, "__code__", None), other.__code__
+    return code is not None and (code.co_code, code.co_names) == (like.co_code, like.co_names)
+
+
 def _rotates_as_llama(module: torch.nn.Module) -> bool:
     """Whether its forward calls, by this name, the function that Llama's attention does."""
     forward = type(module).forward
-    called = getattr(forward, "__globals__", {}).get(ROPE)
-    return (
-        ROPE in getattr(getattr(forward, "__code__", None), "co_names", ())
-        and getattr(called, "__code__", None) is not None
-        and called.__code__.co_code == modeling_llama.apply_rotary_pos_emb.__code__.co_code
-        and called.__code__.co_names == modeling_llama.apply_rotary_pos_emb.__code__.co_names
+    return ROPE in getattr(getattr(forward, "__code__", None), "co_names", ()) and _is_same_code(
+        forward.__globals__.get(ROPE), modeling_llama.apply_rotary_pos_emb
     )
+
+
+def _norms_heads(module: torch.nn.Module) -> bool:
+    """Whether q_norm and k_norm norm the heads of q and k alike, as ours do, and a rotation is all that follows."""
+    if not any(_is_same_code(type(module).forward, forward) for forward in NORMED):
+        return False
+    norms = [getattr(module, name, None) for name in ("q_norm", "k_norm")]
+    return all(type(norm) is nn.RMSNorm for norm in norms) and len({(n.eps, n.offset) for n in norms}) == 1
+
+
+def _normed_attention(
+    self: torch.nn.Module,
+    hidden_states: torch.Tensor,
+    position_embeddings: tuple[torch.Tensor, torch.Tensor],
+    attention_mask: torch.Tensor | None,
+    past_key_values: object | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The forward of such a module, with both norms and the rotation in one kernel. Hooks of the norms do not run."""
+    leading = hidden_states.shape[:-1]
+    q, k, v = (
+        project(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        for project in (self.q_proj, self.k_proj, self.v_proj)
+    )
+    norm, weights = self.q_norm, (self.q_norm.weight, self.k_norm.weight)
+    q, k = mpskernels.qk_norm_rope(q, k, *weights, norm.eps, *position_embeddings, weight_offset=norm.offset)
+    if past_key_values is not None:
+        k, v = past_key_values.update(k, v, self.layer_idx)
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, attention_forward)
+    dropout = self.attention_dropout if self.training else 0.0
+    out, weights = attend(
+        self,
+        q,
+        k,
+        v,
+        attention_mask,
+        dropout=dropout,
+        scaling=self.scaling,
+        sliding_window=self.sliding_window,
+        **kwargs,
+    )
+    return self.o_proj(out.reshape(*leading, -1)), weights
 
 
 def _put_on_rope(module: torch.nn.Module) -> None:
     """The forward of this module alone, with our function under that name."""
+    if _norms_heads(module):
+        module.forward = types.MethodType(_normed_attention, module)
+        return
     old = type(module).forward
     new = types.FunctionType(
         old.__code__, {**old.__globals__, ROPE: _rope}, old.__name__, old.__defaults__, old.__closure__
@@ -113,7 +165,7 @@ def _is_gated_mlp(module: torch.nn.Module) -> bool:
 def use_mpskernels(model: PreTrainedModel) -> PreTrainedModel:
     """Puts the model's norms, linear layers, gated MLPs, rotary embeddings and attention on our kernels, in place.
 
-    Returns the model.
+    Returns the model. Norms of the heads of q and k, as in Qwen3 and Gemma 3, run in one kernel with the rotation.
 
     Parameters stay the same objects under the same names. A kind of norm that we have no kernel for is refused with
     NotImplementedError, before anything has changed. Call the model under `torch.no_grad()`.

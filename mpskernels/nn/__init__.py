@@ -7,12 +7,21 @@ import torch
 
 import mpskernels
 from mpskernels.nn.activation import GatedMLP, GeGLU, ReGLU, SwiGLU
+from mpskernels.nn.loss import CrossEntropyLoss, LinearCrossEntropyLoss
+from mpskernels.nn.norm import GroupNorm, LayerNorm, RMSNorm
 
-__all__ = ["GatedMLP", "GeGLU", "Linear", "RMSNorm", "ReGLU", "SwiGLU"]
-
-from .norm import GroupNorm, LayerNorm, RMSNorm
-
-__all__ = ["GroupNorm", "LayerNorm", "Linear", "RMSNorm"]
+__all__ = [
+    "CrossEntropyLoss",
+    "GatedMLP",
+    "GeGLU",
+    "GroupNorm",
+    "LayerNorm",
+    "Linear",
+    "LinearCrossEntropyLoss",
+    "RMSNorm",
+    "ReGLU",
+    "SwiGLU",
+]
 
 
 class Linear(torch.nn.Linear):

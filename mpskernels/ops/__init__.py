@@ -13,7 +13,7 @@ from .norm import (
     modulated_norm,
     rms_norm,
 )
-from .rope import rope
+from .rope import qk_norm_rope, rope
 from .softmax import log_softmax, softmax
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "log_softmax",
     "matmul",
     "modulated_norm",
+    "qk_norm_rope",
     "reglu",
     "rms_norm",
     "rope",

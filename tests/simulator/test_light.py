@@ -24,12 +24,19 @@ PRODUCTS = [
     ]
 ]
 
+# Parts that share a threadgroup, the last of fewer rows or of none; a threadgroup for each part; no parameters kept.
+NORMS = [
+    light.Norm(op, rows, columns)
+    for op in ("rms_norm", "add_rms_norm", "layer_norm", "rms_norm_backward", "layer_norm_backward")
+    for rows, columns in ((531, 128), (67, 1024), (5, 16384))
+]
+
 
 def extrapolated(product):
     return light.extrapolated(product, light.launched(product))
 
 
-@pytest.mark.parametrize("product", PRODUCTS, ids=lambda product: str(product).strip().replace(" ", "-"))
+@pytest.mark.parametrize("product", PRODUCTS + NORMS, ids=lambda product: str(product).strip().replace(" ", "-"))
 def test_extrapolated_counts_are_those_of_a_whole_run(product):
     with simulator.profile() as p:
         product.run()

@@ -25,8 +25,9 @@ def test_cross_entropy_reads_the_logits_once_in_each_direction(dtype, classes):
         loss.backward()
     f, b = rows_of(forward), rows_of(backward)
     # Beside the logits: the target, and in backward lse, scale and the gradient of the loss, by each simdgroup.
-    assert size < f.device_read <= 1.04 * size
-    assert size < b.device_read <= 1.04 * size
+    limit = 1.03 if classes > 4096 else 1.04
+    assert size < f.device_read <= limit * size
+    assert size < b.device_read <= limit * size
     assert f.device_written == 4 * 2 * 4  # loss and lse of 4 rows
     assert b.device_written == b.device_written_unique == size
     assert f.barriers == 1
@@ -36,15 +37,21 @@ def test_cross_entropy_reads_the_logits_once_in_each_direction(dtype, classes):
         assert d.atomics == 0
 
 
-def test_gradient_in_the_forward_pass_reads_the_logits_again():
-    logits, targets = to_mps([random(4, 8192), torch.tensor([1, 5, 9, 0])])
+@dtypes
+@pytest.mark.parametrize("packs", [True, False])
+@pytest.mark.parametrize("longer", [False, True])
+def test_gradient_in_the_forward_pass_reads_a_row_again_only_where_registers_are_short(dtype, packs, longer):
+    classes = (32768 if dtype == torch.float32 else 65536) + (8 if longer else 0)
+    logits, targets = to_mps([random(2, classes + 1, dtype=dtype), torch.tensor([1, classes - 1])])
+    logits = logits[:, :-1].contiguous() if packs else logits[:, 1:]
     with simulator.profile() as p:
         mpskernels.cross_entropy_and_gradient(logits, targets)
     d = rows_of(p)
-    size = logits.numel() * 4
-    assert 2 * size < d.device_read <= 1.03 * 2 * size
-    assert size < d.device_read_unique <= 1.04 * size
-    assert size < d.device_written <= 1.04 * size
+    size = logits.numel() * logits.element_size()
+    reads = 2 if longer else 1
+    assert reads * size < d.device_read <= 1.03 * reads * size
+    assert size < d.device_read_unique <= 1.03 * size
+    assert size < d.device_written <= 1.03 * size
 
 
 def test_linear_cross_entropy_spends_four_products_on_two_gradients():

@@ -10,7 +10,7 @@ namespace metal {
 namespace __tensor_ops {
 
 using namespace __tensor;
-using namespace __simdgroup_matrix;  // for MPSK_MARK_MATRIX
+using namespace __simdgroup_matrix;
 
 #ifdef MPSK_INSTRUMENTED
 // The memory that the simdgroup goes through: `rows` times `row_bytes`. Gives an address to use.
@@ -37,15 +37,6 @@ struct matmul2d_descriptor {
   constexpr operator ulong() const { return number; }
   ulong number;
 };
-
-template <typename T>
-constexpr bool is_operand = false;
-template <>
-inline constexpr bool is_operand<half> = true;
-template <>
-inline constexpr bool is_operand<bfloat> = true;
-template <>
-inline constexpr bool is_operand<float> = true;
 
 // A matrix of up to 2^31 rows, as one lane sees it for all.
 template <typename T>
@@ -233,7 +224,7 @@ struct matmul2d {
     using Destination = plain<C>;
     static_assert(tensor_traits<Destination>::is_cooperative,
                   "the simulator's matmul2d has cooperative destinations only");
-    static_assert(is_operand<operand_of<Left>> && is_operand<operand_of<Right>>,
+    static_assert(is_matrix_element<operand_of<Left>> && is_matrix_element<operand_of<Right>>,
                   "matmul2d needs operands of half, bfloat or float");
     MPSK_MARK_MATRIX(0);
     if (simdgroups > 1 && mpsk::self().group->simdgroups != simdgroups) {
