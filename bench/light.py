@@ -2,12 +2,14 @@
 
     python -m bench.light                 a summary for every chip
     python -m bench.light --chip m4       every size on one chip as well
+    python -m bench.light --dtype f32     float32, or bf16, instead of float16
+    python -m bench.light --only m4 m2    no other chips, and no norms: quick enough to try things out
     python -m bench.light --plot FILE     a picture of it
 
 Nothing is measured: the times are the model's (mpskernels.simulator.model), from counts of work. The counts are exact.
 Sizes as large as these are not run as a whole. The op launches its real grid, as the selection table wants it on a chip
-of that class; of the threadgroups that are alike, one runs and counts for all. Tiles in the last row or column of tiles
-that are not full, the last split of k, and the last rows of a norm are kinds of their own.
+of so many cores; of the threadgroups that are alike, one runs and counts for all. Tiles in the last row or column of
+tiles that are not full, the last split of k, and the last rows of a norm are kinds of their own.
 tests/simulator/test_light.py holds this against whole runs.
 """
 
@@ -15,12 +17,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import math
 import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,15 +38,15 @@ from mpskernels.simulator.model import Prediction, predict
 from mpskernels.simulator.profiler import Dispatch
 
 GOALS = {"flops": 0.85, "bytes": 0.90}  # by what sets the speed of light
-# What the glue takes for a chip's class. No row of a selection table asks for a family beyond that of M1.
-CLASSES = {"": "m4", "pro": "m4pro", "max": "m4max", "ultra": "m3ultra"}
-BYTES = 2  # of an element: float16
+DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
 BAND = 8  # rows of tiles that the kernels walk together
 NO_THREADGROUP = 1 << 62
 LARGE = 1 << 22  # elements from which on a norm is to reach the goal
 HEAD = """\
-float16; predicted from exact counts, nothing measured. Speed of light is at the matrix rate and the bandwidth that the
-best published kernel has reached on that chip; on M5 the rate is that of its matrix units, which no kernel uses yet."""
+{dtype}; predicted from exact counts, nothing measured. Speed of light is at the matrix rate and the bandwidth that the
+best published kernel has reached on that chip; on M5 the rate is that of its matrix units, in float32 that of
+simdgroup_matrix. Out of reach are sizes whose speed of light is so short that a single launch takes longer than the
+goal allows."""
 
 LANGUAGE = (1, 4, 16, 128, 512, 4096)  # rows: decoding, prompts
 TRAINED = 128  # rows from which on gradients are asked for
@@ -69,6 +73,7 @@ class Product:
     m: int
     n: int
     k: int
+    dtype: str = "f16"
 
     def __str__(self) -> str:
         return f"{self.model} {self.op} {self.m}x{self.n}x{self.k}"
@@ -85,11 +90,11 @@ class Product:
     @property
     def bytes_read(self) -> int:
         a = self.m * self.k * (2 if self.op == "of_gated_x" else 1)
-        return BYTES * (a + self.pairs * self.k * self.n)
+        return DTYPES[self.dtype].itemsize * (a + self.pairs * self.k * self.n)
 
     @property
     def bytes_written(self) -> int:
-        return BYTES * self.m * self.n
+        return DTYPES[self.dtype].itemsize * self.m * self.n
 
     bytes_beside_sums = 0
 
@@ -100,17 +105,21 @@ class Product:
     def run(self) -> None:
         """On memory without a value: what the kernels do does not depend on it."""
         m, n, k = self.m, self.n, self.k
+
+        def empty(*sizes: int) -> torch.Tensor:
+            return _empty(self.dtype, *sizes)
+
         match self.op:
             case "linear":
-                ops.linear(_empty(m, k), _empty(n, k))
+                ops.linear(empty(m, k), empty(n, k))
             case "gated_linear":
-                ops.gated_linear(_empty(m, k), _empty(n, k), _empty(n, k))
+                ops.gated_linear(empty(m, k), empty(n, k), empty(n, k))
             case "of_x":
-                ops.matmul(_empty(m, k), _empty(k, n))
+                ops.matmul(empty(m, k), empty(k, n))
             case "of_gated_x":
-                ops.add_matmuls(_empty(m, k), _empty(k, n), _empty(m, k), _empty(k, n))
+                ops.add_matmuls(empty(m, k), empty(k, n), empty(m, k), empty(k, n))
             case "of_weight":
-                ops.matmul(_empty(k, m).t(), _empty(k, n))
+                ops.matmul(empty(k, m).t(), empty(k, n))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +129,7 @@ class Norm:
     op: str
     rows: int
     columns: int
+    dtype: str = "f16"
 
     def __str__(self) -> str:
         return f"{self.op} {self.rows}x{self.columns}"
@@ -144,23 +154,23 @@ class Norm:
     @property
     def bytes_read(self) -> int:
         read, _, parameters, _ = self.tensors
-        return BYTES * (read * self.elements + parameters * self.columns)
+        return DTYPES[self.dtype].itemsize * (read * self.elements + parameters * self.columns)
 
     @property
     def bytes_written(self) -> int:
-        return self.bytes_beside_sums + BYTES * self.tensors[3] * self.columns
+        return self.bytes_beside_sums + DTYPES[self.dtype].itemsize * self.tensors[3] * self.columns
 
     @property
     def bytes_beside_sums(self) -> int:
-        return BYTES * self.tensors[1] * self.elements
+        return DTYPES[self.dtype].itemsize * self.tensors[1] * self.elements
 
     def bytes_of_sums(self, first: Dispatch) -> int:
         """What the threadgroups leave to a second dispatch, where there is one."""
         return 4 * self.tensors[3] * self.columns * first.groups
 
     def run(self) -> None:
-        x, y = (_empty(self.rows, self.columns) for _ in range(2))
-        weight, bias = (_empty(self.columns) for _ in range(2))
+        x, y = (_empty(self.dtype, self.rows, self.columns) for _ in range(2))
+        weight, bias = (_empty(self.dtype, self.columns) for _ in range(2))
         match self.op:
             case "rms_norm":
                 ops.rms_norm(x, weight, 1e-6)
@@ -174,41 +184,44 @@ class Norm:
                 ops.layer_norm_backward(x, y, weight, bias, 1e-5, True, True)
 
 
-def _empty(*sizes: int) -> torch.Tensor:
-    return torch.empty(sizes, dtype=torch.float16, device="mps")
-
-
-def products() -> list[Product]:
+def products(dtype: str = "f16") -> list[Product]:
     found = []
     for model, (all_rows, linear, gated) in MODELS.items():
         for rows in all_rows:
             for op, layers in (("linear", linear), ("gated_linear", gated)):
                 for n, k in layers:
-                    found.append(Product(model, op, rows, n, k))
+                    found.append(Product(model, op, rows, n, k, dtype))
                     if rows >= TRAINED:
-                        found.append(Product(model, "of_gated_x" if op == "gated_linear" else "of_x", rows, k, n))
-                        found.append(Product(model, "of_weight", n, k, rows))
+                        of_x = "of_gated_x" if op == "gated_linear" else "of_x"
+                        found.append(Product(model, of_x, rows, k, n, dtype))
+                        found.append(Product(model, "of_weight", n, k, rows, dtype))
     return found
 
 
-def norms() -> list[Norm]:
+def norms(dtype: str = "f16") -> list[Norm]:
     """Of 2^22 elements, from which on the goal holds, at all widths of rows; and of fewer."""
     all_ops = ("rms_norm", "add_rms_norm", "layer_norm", "rms_norm_backward", "layer_norm_backward")
     sizes = [(LARGE // columns, columns) for columns in (128, 1024, 4096, 16384)]
     sizes += [(512, 1024), (128, 1024), (1, 4096)]
-    return [Norm(op, *size) for op in all_ops for size in sizes]
+    return [Norm(op, *size, dtype) for op in all_ops for size in sizes]
 
 
-JOBS = {"products": products, "norms": norms}
+def _empty(dtype: str, *sizes: int) -> torch.Tensor:
+    return torch.empty(sizes, dtype=DTYPES[dtype], device="mps")
 
 
-def extrapolated(job: Product | Norm) -> list[Dispatch]:
-    """What a profile of `job` would hold, from one threadgroup of each kind."""
+def launched(job: Product | Norm) -> list[Dispatch]:
+    """Its dispatches, without what they count: no threadgroup runs."""
     with profile(only=NO_THREADGROUP) as p:
         job.run()
-    sums = job.bytes_of_sums(p.dispatches[0])
+    return p.dispatches
+
+
+def extrapolated(job: Product | Norm, dispatches: list[Dispatch]) -> list[Dispatch]:
+    """What a profile of `job`, which launches `dispatches`, would hold, from one threadgroup of each kind."""
+    sums = job.bytes_of_sums(dispatches[0])
     result = []
-    for i, whole in enumerate(p.dispatches):
+    for i, whole in enumerate(dispatches):
         kinds: dict[tuple[bool, ...], list[int]] = {}
         for group in range(whole.groups):
             kinds.setdefault(_kind(whole, job, group), []).append(group)
@@ -221,7 +234,7 @@ def extrapolated(job: Product | Norm) -> list[Dispatch]:
             barriers = max(barriers, one.barriers)
             for name in _SUMMED:
                 counts[name] += len(alike) * getattr(one, name)
-        if len(p.dispatches) == 1:
+        if len(dispatches) == 1:
             read, written = job.bytes_read, job.bytes_written
         elif i == 0:
             read, written = job.bytes_read, job.bytes_beside_sums + sums
@@ -266,16 +279,28 @@ class Row:
     binds: str  # what takes the most time of the dispatch that takes the most
     fraction: float  # the speed of light over the predicted time of all dispatches
     launch: float  # the dispatches' launches over the predicted time
+    attainable: float  # the speed of light over the time of one launch: `fraction` is no more than that
 
     @property
     def met(self) -> bool:
         return self.fraction >= GOALS[self.limit]
 
+    @property
+    def out_of_reach(self) -> bool:
+        return self.attainable < GOALS[self.limit]
+
 
 def row_of(job: Product | Norm, dispatches: list[Dispatch], chip: Chip) -> Row:
     necessary = job.bytes_read + job.bytes_written
     each: list[Prediction] = [
-        predict(dispatch, chip, necessary_flops=job.flops, necessary_bytes=necessary) for dispatch in dispatches
+        predict(
+            dispatch,
+            chip,
+            necessary_flops=job.flops,
+            necessary_bytes=necessary,
+            exact_f32=job.dtype == "f32",
+        )
+        for dispatch in dispatches
     ]
     seconds = sum(prediction.seconds for prediction in each)
     longest = max(range(len(each)), key=lambda i: each[i].seconds)
@@ -287,6 +312,7 @@ def row_of(job: Product | Norm, dispatches: list[Dispatch], chip: Chip) -> Row:
         binds=each[longest].binds,
         fraction=each[0].speed_of_light / seconds,
         launch=sum(prediction.terms["launch"] for prediction in each) / seconds,
+        attainable=each[0].speed_of_light / each[0].terms["launch"],
     )
 
 
@@ -294,20 +320,42 @@ def geometric_mean(rows: list[Row]) -> float:
     return math.exp(math.fsum(math.log(row.fraction) for row in rows) / len(rows))
 
 
-# --- Counts of every class, each in a process of its own, as a process simulates one chip ---
+# --- Counts, each chip's in a process of its own, as a process simulates one chip ---
 
 
-def count(jobs: list[Product] | list[Norm]) -> list[list[dict]]:
-    found = [extrapolated(job) for job in jobs]
-    return [[dataclasses.asdict(dispatch) for dispatch in dispatches] for dispatches in found]
+def count(dtype: str, with_norms: bool, shared: Path) -> list[list[dict]]:
+    """Of products, then of norms. What another process has counted of the same grids lies in the folder `shared`."""
+    found = []
+    for job in [*products(dtype), *(norms(dtype) if with_norms else [])]:
+        dispatches = launched(job)
+        grids = f"{job}{[(d.kernel, d.threadgroups) for d in dispatches]}"
+        known = shared / hashlib.sha256(grids.encode()).hexdigest()
+        if known.exists():
+            found.append(json.loads(known.read_text()))
+            continue
+        found.append([dataclasses.asdict(dispatch) for dispatch in extrapolated(job, dispatches)])
+        partly = known.with_suffix(f".{os.getpid()}")
+        partly.write_text(json.dumps(found[-1]))
+        partly.rename(known)
+    return found
 
 
-def counts_of_classes(jobs: str) -> dict[str, list[list[Dispatch]]]:
-    """Of the jobs of that name, by class."""
+def grids_of(chip: Chip) -> str:
+    """The chip for which the glue chooses the same grids: its number of cores and its matrix units are all it knows."""
+    alike = [
+        c for c in CHIPS.values() if c.gpu_cores == chip.gpu_cores and bool(c.tensor_tflops) == bool(chip.tensor_tflops)
+    ]
+    return alike[0].key
 
-    def child(kind: str) -> list[list[Dispatch]]:
-        environment = os.environ | {"MPSK_SIMULATE": CLASSES[kind], "MPSK_THREADS": "1"}
-        command = [sys.executable, "-m", "bench.light", "--count", jobs]
+
+def counted(chips: list[Chip], dtype: str, with_norms: bool) -> dict[str, list[list[Dispatch]]]:
+    """Of products, followed by norms, by chip that `grids_of` names."""
+    keys = list(dict.fromkeys(grids_of(chip) for chip in chips))
+
+    def child(key: str) -> list[list[Dispatch]]:
+        environment = os.environ | {"MPSK_SIMULATE": key, "MPSK_THREADS": "1"}
+        command = [sys.executable, "-m", "bench.light", "--dtype", dtype, "--count", shared]
+        command += ["--norms"] if with_norms else []
         text = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
         tuples = ("threadgroups", "threads_per_threadgroup")
         return [
@@ -315,20 +363,8 @@ def counts_of_classes(jobs: str) -> dict[str, list[list[Dispatch]]]:
             for dispatches in json.loads(text)
         ]
 
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(CLASSES, pool.map(child, CLASSES), strict=True))
-
-
-def class_of(chip: Chip) -> str:
-    return chip.key[2:]
-
-
-def rows_of_chips(jobs: str) -> dict[Chip, list[Row]]:
-    of_classes = counts_of_classes(jobs)
-    return {
-        chip: [row_of(*pair, chip) for pair in zip(JOBS[jobs](), of_classes[class_of(chip)], strict=True)]
-        for chip in CHIPS.values()
-    }
+    with tempfile.TemporaryDirectory() as shared, ThreadPoolExecutor(2) as pool:
+        return dict(zip(keys, pool.map(child, keys), strict=True))
 
 
 # --- Tables ---
@@ -340,16 +376,17 @@ def table(lines: list[list[str]]) -> str:
 
 
 def summary(rows: dict[Chip, list[Row]]) -> str:
-    """A line for each chip and each limit: how many reach the goal, the geometric mean, and the worst row."""
-    lines = [["chip", "limit", "goal", "reached", "geo. mean", "worst", "", "binds", "threadgroups"]]
+    """A line for each chip and each limit: how many reach the goal, how many cannot, the geometric mean, the worst."""
+    lines = [["chip", "limit", "goal", "reached", "out of reach", "geo. mean", "worst", "", "binds", "threadgroups"]]
     for chip, found in rows.items():
         for limit, goal in GOALS.items():
             if of_limit := [row for row in found if row.limit == limit]:
                 worst = min(of_limit, key=lambda row: row.fraction)
                 reached = f"{sum(row.met for row in of_limit)}/{len(of_limit)}"
+                out = str(sum(row.out_of_reach for row in of_limit))
                 mean = f"{geometric_mean(of_limit):.3f}"
                 cells = [f"{worst.fraction:.3f}", str(worst.job), worst.binds, str(worst.threadgroups)]
-                lines.append([chip.name, limit, f"{goal:.2f}", reached, mean, *cells])
+                lines.append([chip.name, limit, f"{goal:.2f}", reached, out, mean, *cells])
     return table(lines)
 
 
@@ -357,13 +394,15 @@ def details(rows: list[Row]) -> str:
     """A line for each row."""
     lines = [["", "of light", "limit", "goal", "binds", "launch", "threadgroups", "kernel"]]
     for row in rows:
-        goal = "reached" if row.met else f"{row.fraction - GOALS[row.limit]:+.3f}"
+        goal = (
+            "reached" if row.met else "out of reach" if row.out_of_reach else f"{row.fraction - GOALS[row.limit]:+.3f}"
+        )
         cells = [row.binds, f"{row.launch:.2f}", str(row.threadgroups), row.kernel]
         lines.append([str(row.job), f"{row.fraction:.3f}", row.limit, goal, *cells])
     return table(lines)
 
 
-def plot(rows: dict[Chip, list[Row]], path: Path) -> None:
+def plot(rows: dict[Chip, list[Row]], dtype: str, path: Path) -> None:
     """Every row as a point, by chip; compute-bound ones left, memory-bound ones right.
 
     Raises:
@@ -389,41 +428,71 @@ def plot(rows: dict[Chip, list[Row]], path: Path) -> None:
         axes.set(xlim=(0, 1.05), xlabel=f"fraction of the speed of light, set by {limit} (goal {goal})")
         axes.legend(fontsize=7, loc="lower left")
         axes.set_yticks(range(len(rows)), [chip.name for chip in rows])
-    figure.suptitle("float16 products of real models: a model's predictions, nothing measured")
+    figure.suptitle(f"{dtype} products of real models: a model's predictions, nothing measured")
     figure.savefig(path, dpi=120)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chip", choices=CHIPS, help="print every size on this chip as well")
+    parser.add_argument("--only", choices=CHIPS, nargs="+", metavar="CHIP", help="these chips alone, and no norms")
+    parser.add_argument("--dtype", choices=DTYPES, default="f16")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a picture into FILE")
-    parser.add_argument("--count", choices=JOBS, help=argparse.SUPPRESS)
+    parser.add_argument("--count", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--norms", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    dtype = asked.dtype
     if asked.count:
-        json.dump(count(JOBS[asked.count]()), sys.stdout)
+        json.dump(count(dtype, asked.norms, asked.count), sys.stdout)
         return 0
-    of_products, of_norms = rows_of_chips("products"), rows_of_chips("norms")
-    of_large = {chip: [row for row in rows if row.job.elements >= LARGE] for chip, rows in of_norms.items()}
-    of_small = {chip: [row for row in rows if row.job.elements < LARGE] for chip, rows in of_norms.items()}
-    print(HEAD)
-    print(f"\nProducts: {len(products())} sizes\n{summary(of_products)}")
-    for head, backward in (("Norms of 2^22 elements", False), ("Gradients of norms of 2^22 elements", True)):
-        part = {c: [r for r in found if r.job.op.endswith("_backward") == backward] for c, found in of_large.items()}
-        print(f"\n{head}\n{summary(part)}")
-    worst = {chip: max(found, key=lambda row: row.launch) for chip, found in of_small.items()}
-    print("\nNorms of fewer: the launches' share of the time, at its largest and over all")
-    lines = [["chip", "largest", "", "smallest", "of light, geo. mean"]]
-    for chip, found in of_small.items():
-        least = min(row.launch for row in found)
-        cells = [f"{worst[chip].launch:.2f}", str(worst[chip].job), f"{least:.2f}", f"{geometric_mean(found):.3f}"]
-        lines.append([chip.name, *cells])
-    print(table(lines))
+    keys = dict.fromkeys([*asked.only, *([asked.chip] if asked.chip else [])]) if asked.only else CHIPS
+    chips = [CHIPS[key] for key in keys]
+    found = counted(chips, dtype, with_norms=not asked.only)
+    jobs = products(dtype)
+    of_products = {
+        chip: [row_of(job, dispatches, chip) for job, dispatches in zip(jobs, found[grids_of(chip)], strict=False)]
+        for chip in chips
+    }
+    print(HEAD.format(dtype=dtype))
+    print(f"\nProducts: {len(jobs)} sizes\n{summary(of_products)}")
+    of_norms: dict[Chip, list[Row]] = {chip: [] for chip in chips}
+    if not asked.only:
+        of_norms = {
+            chip: [
+                row_of(norm, dispatches, chip)
+                for norm, dispatches in zip(norms(dtype), found[grids_of(chip)][len(jobs) :], strict=True)
+            ]
+            for chip in chips
+        }
+        print_norms(of_norms)
     if asked.chip:
         chip = CHIPS[asked.chip]
-        print(f"\n{chip.name}\n{details(of_products[chip] + of_large[chip] + of_small[chip])}")
+        print(f"\n{chip.name}\n{details(of_products[chip] + of_norms[chip])}")
     if asked.plot:
-        plot(of_products, asked.plot)
+        plot(of_products, dtype, asked.plot)
     return 0
+
+
+def print_norms(rows: dict[Chip, list[Row]]) -> None:
+    def part(large: bool, backward: bool | None) -> dict[Chip, list[Row]]:
+        return {
+            chip: [
+                row
+                for row in found
+                if (row.job.elements >= LARGE) == large and backward in (None, row.job.op.endswith("_backward"))
+            ]
+            for chip, found in rows.items()
+        }
+
+    print(f"\nNorms of 2^22 elements\n{summary(part(large=True, backward=False))}")
+    print(f"\nGradients of norms of 2^22 elements\n{summary(part(large=True, backward=True))}")
+    print("\nNorms of fewer: the launches' share of the time, at its largest and over all")
+    lines = [["chip", "largest", "", "smallest", "of light, geo. mean"]]
+    for chip, found in part(large=False, backward=None).items():
+        worst, least = max(found, key=lambda row: row.launch), min(row.launch for row in found)
+        cells = [f"{worst.launch:.2f}", str(worst.job), f"{least:.2f}", f"{geometric_mean(found):.3f}"]
+        lines.append([chip.name, *cells])
+    print(table(lines))
 
 
 if __name__ == "__main__":

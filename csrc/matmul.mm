@@ -204,13 +204,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gated_linear_saving(const at::Ten
 at::Tensor add_matmuls(const at::Tensor& a, const at::Tensor& b, const at::Tensor& second_a,
                        const at::Tensor& second_b) {
   check_add_matmuls(a, b, second_a, second_b);
-  // The kernels know the strides of one a.
-  const bool alike = a.strides() == second_a.strides();
   return launch_product({.op = "add_matmuls",
-                         .a = alike ? a : a.contiguous(),
+                         .a = a,
                          .b = b,
                          .sizes = {{a.size(0), b.size(1)}},
-                         .second_a = alike ? second_a : second_a.contiguous(),
+                         .second_a = second_a,
                          .second_b = second_b});
 }
 

@@ -72,12 +72,14 @@ std::tuple<at::Tensor, at::Tensor> linear_backward(const at::Tensor& grad,
   at::Tensor out = at::empty(activated ? grad.sizes() : at::IntArrayRef{0}, options);
   at::Tensor sum = at::empty({bias ? columns : 0}, options);
   if (columns == 0 || (rows == 0 && !bias) || (!activated && !bias)) return {out, sum};
-  const at::Tensor preactivation = activated ? preactivation_arg->contiguous() : at::Tensor();
+  const at::Tensor preactivation = activated ? *preactivation_arg : at::Tensor();
   at::Tensor partials = at::empty({bias ? chunks * columns : 0}, options.dtype(at::kFloat));
   const linear_backward_params params{.rows = static_cast<uint64_t>(rows),
                                       .columns = static_cast<uint64_t>(columns),
                                       .grad_stride_row = grad.stride(0),
                                       .grad_stride_column = grad.stride(1),
+                                      .preactivation_stride_row = activated ? preactivation.stride(0) : 0,
+                                      .preactivation_stride_column = activated ? preactivation.stride(1) : 0,
                                       .rows_per_chunk = static_cast<uint32_t>(rows_per_chunk),
                                       .activation = check_activation(op, activation)};
   const auto kernel = pipeline(
@@ -99,17 +101,43 @@ std::tuple<at::Tensor, at::Tensor> linear_backward(const at::Tensor& grad,
   return {out, sum};
 }
 
-at::Tensor gated_linear_backward(const at::Tensor& grad_arg, const at::Tensor& gate_arg, const at::Tensor& up_arg,
+at::Tensor gated_linear_backward(const at::Tensor& grad, const at::Tensor& gate, const at::Tensor& up,
                                  std::string_view activation) {
   const char* op = "gated_linear_backward";
-  check_gated_linear_backward(grad_arg, gate_arg, up_arg, activation);
-  const at::Tensor grad = grad_arg.contiguous(), gate = gate_arg.contiguous(), up = up_arg.contiguous();
+  check_gated_linear_backward(grad, gate, up, activation);
   std::vector<int64_t> sizes = grad.sizes().vec();
   sizes.insert(sizes.begin(), 2);
-  at::Tensor out = at::empty(sizes, grad.options());
+  at::Tensor out = at::empty(sizes, grad.options().memory_format(at::MemoryFormat::Contiguous));
   if (out.numel() == 0) return out;
-  const gated_linear_backward_params params{
-      .count = static_cast<uint64_t>(grad.numel()), .activation = check_activation(op, activation), .padding = 0};
+  gated_linear_backward_params params{.count = static_cast<uint64_t>(grad.numel()),
+                                      .sizes = {},
+                                      .grad_strides = {},
+                                      .gate_strides = {},
+                                      .up_strides = {},
+                                      .dims = 0,
+                                      .activation = check_activation(op, activation)};
+  // A dimension that continues the one inside of it, in all three, is part of it.
+  for (int64_t i = grad.dim() - 1; i >= 0; --i) {
+    const int64_t size = grad.size(i);
+    if (size == 1) continue;
+    const uint32_t inner = params.dims - 1;
+    const auto continues = [&](const at::Tensor& t, const int64_t* strides) {
+      return t.stride(i) == strides[inner] * params.sizes[inner];
+    };
+    if (params.dims != 0 && continues(grad, params.grad_strides) && continues(gate, params.gate_strides) &&
+        continues(up, params.up_strides)) {
+      params.sizes[inner] *= size;
+      continue;
+    }
+    require_supported(params.dims < matmul_max_batch_dims, op, "expected at most ", +matmul_max_batch_dims,
+                      " dimensions that no single stride describes, got more; pass grad.contiguous()");
+    params.sizes[params.dims] = size;
+    params.grad_strides[params.dims] = grad.stride(i);
+    params.gate_strides[params.dims] = gate.stride(i);
+    params.up_strides[params.dims] = up.stride(i);
+    ++params.dims;
+  }
+  params.dims = std::max<uint32_t>(params.dims, 1);  // a single element
   const auto kernel = pipeline(c10::str("gated_linear_backward_", dtype_suffix(grad)));
   const int64_t groups = ceil_div(grad.numel(), matmul_threads), width = std::min<int64_t>(groups, 1 << 20);
   launch(op, [&](Encoder& encoder) {

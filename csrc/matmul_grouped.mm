@@ -109,14 +109,16 @@ at::Tensor grouped_matmul_backward(const at::Tensor& grad, const at::Tensor& x, 
                          .indices = contiguous(indices)});
 }
 
-at::Tensor grouped_matmul_scatter(const at::Tensor& rows_arg, const at::Tensor& indices_arg, int64_t count) {
+at::Tensor grouped_matmul_scatter(const at::Tensor& rows, const at::Tensor& indices, int64_t count) {
   const char* op = "grouped_matmul_scatter";
-  check_grouped_matmul_scatter(rows_arg, indices_arg);
+  check_grouped_matmul_scatter(rows, indices);
   require_value(count >= 0, op, "expected count >= 0, got ", count);
-  const at::Tensor rows = rows_arg.contiguous(), indices = indices_arg.contiguous();
   at::Tensor out = at::empty({count, rows.size(1)}, rows.options());
   if (out.numel() == 0) return out;
   const grouped_matmul_scatter_params params{.columns = static_cast<uint64_t>(rows.size(1)),
+                                             .stride_row = rows.stride(0),
+                                             .stride_column = rows.stride(1),
+                                             .stride_index = indices.stride(0),
                                              .rows = narrow<uint32_t>(rows.size(0), op, "rows.size(0)"),
                                              .padding = 0};
   const auto kernel = pipeline(c10::str("grouped_matmul_scatter_", dtype_suffix(rows)));

@@ -13,7 +13,7 @@ struct matmul_product {
   const char* op;
   at::Tensor a, b;
   at::IntArrayRef sizes;          // of out, with m * n elements for each product of the batch
-  at::Tensor second_a = {};       // of the sizes and strides of a: out = finish(a @ b + second_a @ second_b)
+  at::Tensor second_a = {};       // of the sizes of a: out = finish(a @ b + second_a @ second_b)
   at::Tensor second_b = {};       // without second_a: out = activation(a @ b) * (a @ second_b)
   bool a_transposed = false;      // a and second_a are (..., k, m)
   bool b_transposed = false;      // b and second_b are (..., n, k)

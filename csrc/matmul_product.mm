@@ -84,11 +84,12 @@ batch_dims broadcast(const at::Tensor& a, const at::Tensor& b, const at::Tensor&
 
 std::string kernel_name(const matmul_kernel& kernel, std::string_view dtype, bool gated) {
   const std::string tile = c10::str(dtype, "_bm", kernel.bm, "_bn", kernel.bn, "_bk", kernel.bk);
+  const std::string simdgroups = c10::str("_wm", kernel.wm, "_wn", kernel.wn, "_wk", kernel.wk);
   switch (kernel.is) {
     case matmul_kernel::tile:
-      return c10::str("matmul_tile_", tile, "_wm", kernel.wm, "_wn", kernel.wn);
+      return c10::str("matmul_tile_", tile, simdgroups);
     case matmul_kernel::gated:
-      return c10::str("matmul_gated_", tile, "_wm", kernel.wm, "_wn", kernel.wn);
+      return c10::str("matmul_gated_", tile, simdgroups);
     case matmul_kernel::packed:
       return c10::str("matmul_packed_", tile);
     case matmul_kernel::skinny_k:
@@ -132,7 +133,11 @@ at::Tensor launch_product(const matmul_product& product) {
 
   const int64_t m_axis = product.a_transposed ? 1 : 2, n_axis = product.b_transposed ? 2 : 1;
   extent a_m = axis(a, m_axis), a_k = axis(a, 3 - m_axis), b_k = axis(b, 3 - n_axis), b_n = axis(b, n_axis);
-  extent second_k{}, second_n{};
+  extent second_a_m{}, second_a_k{}, second_k{}, second_n{};
+  if (product.second_a.defined()) {
+    second_a_m = axis(product.second_a, m_axis);
+    second_a_k = axis(product.second_a, 3 - m_axis);
+  }
   if (product.second_b.defined()) {
     second_k = axis(product.second_b, 3 - n_axis);
     second_n = axis(product.second_b, n_axis);
@@ -192,7 +197,10 @@ at::Tensor launch_product(const matmul_product& product) {
   };
   bool a_vectors = takes_vectors(left, a_along_m ? a_m : a_k, a_along_m ? a_k : a_m, &batch_dim::a_stride);
   bool b_vectors = takes_vectors(right, b_along_k ? b_k : b_n, b_along_k ? b_n : b_k, &batch_dim::b_stride);
-  if (product.second_a.defined()) a_vectors &= product.second_a.storage_offset() % alignment == 0;
+  if (product.second_a.defined()) {
+    a_vectors &= takes_vectors(product.second_a, a_along_m ? second_a_m : second_a_k,
+                               a_along_m ? second_a_k : second_a_m, &batch_dim::a_stride);
+  }
   if (product.second_b.defined()) {
     b_vectors &= takes_vectors(product.second_b, b_along_k ? second_k : second_n, b_along_k ? second_n : second_k,
                                &batch_dim::b_stride);
@@ -214,6 +222,7 @@ at::Tensor launch_product(const matmul_product& product) {
       a_vectors && b_vectors && !product.indices.defined() &&
       fits_tensors(a_along_m ? a_m : a_k, a_along_m ? a_k : a_m) &&
       fits_tensors(b_along_k ? b_k : b_n, b_along_k ? b_n : b_k) &&
+      (!product.second_a.defined() || a.strides() == product.second_a.strides()) &&
       (!second_k.size || fits_tensors(b_along_k ? second_k : second_n, b_along_k ? second_n : second_k)) &&
       (a.scalar_type() != at::kFloat || allows_tf32()) && has_tensor_units();
   const matmul_problem problem{.cores = device().cores,
@@ -222,7 +231,7 @@ at::Tensor launch_product(const matmul_product& product) {
                                .m = grouped_rows ? matmul_ceil_div(a_m.size, std::max<int64_t>(groups, 1)) : a_m.size,
                                .n = b_n.size,
                                .k = product.grouped_k ? a_k.size / groups : a_k.size,
-                               .batch = grouped_rows ? groups : batch,
+                               .batch = grouped_rows ? std::max<int64_t>(groups, 1) : batch,
                                .gated = gated,
                                .only_tiles = grouped || product.second_a.defined(),
                                .grouped = grouped,
@@ -230,8 +239,9 @@ at::Tensor launch_product(const matmul_product& product) {
   const matmul_choice& choice = choose_matmul(problem);
   const matmul_kernel& kernel = choice.use;
   int64_t splits = matmul_splits(choice, problem), k_per_split = std::max<int64_t>(a_k.size, 1);
-  if (splits > 1) {  // into whole steps of whichever kernel
-    k_per_split = matmul_ceil_div(matmul_ceil_div(a_k.size, splits), 64) * 64;
+  if (splits > 1) {  // into whole steps
+    const int64_t step = std::max<int64_t>(kernel.bk, 64);
+    k_per_split = matmul_ceil_div(matmul_ceil_div(a_k.size, splits), step) * step;
     splits = matmul_ceil_div(a_k.size, k_per_split);
   }
   // The last tile of each group, and of the rows after the last group, may be filled in part.
@@ -248,6 +258,8 @@ at::Tensor launch_product(const matmul_product& product) {
                        .a_stride_k = a_k.stride,
                        .b_stride_k = b_k.stride,
                        .b_stride_n = b_n.stride,
+                       .second_a_stride_m = second_a_m.stride,
+                       .second_a_stride_k = second_a_k.stride,
                        .second_b_stride_k = second_k.stride,
                        .second_b_stride_n = second_n.stride,
                        .out_stride_m = out_m.stride,
@@ -329,7 +341,7 @@ at::Tensor launch_product(const matmul_product& product) {
     encoder.dispatch({.x = static_cast<size_t>(tiles_m * tiles_n),
                       .y = static_cast<size_t>(splits),
                       .z = static_cast<size_t>(matmul_ceil_div(batch, kernel.packs))},
-                     {.x = 32, .y = static_cast<size_t>(kernel.wm * kernel.wn * kernel.packs)});
+                     {.x = 32, .y = static_cast<size_t>(kernel.wm * kernel.wn * kernel.wk * kernel.packs)});
     if (!partial) return;
     encoder.barrier();
     encoder.use(sum);

@@ -12,29 +12,88 @@
 using namespace metal;
 using namespace mpsk;
 
-// matmul_tile: a threadgroup of wm x wn simdgroups makes a bm x bn tile of out. Each simdgroup keeps its part of it in
-// registers, as fragments, while tiles of a and b, bk deep, pass through threadgroup memory.
+// How fragments lie in a tile of a or b whose rows are `pitch` elements apart, in elements.
+struct tile_walk {
+  int pitch;
+  int k;     // from one step of k to the next
+  int frag;  // from one fragment of m or n to the next
+  bool transposed;
+
+  // `along_k`: the rows of the tile are those of m or n.
+  tile_walk(int pitch, bool along_k, bool is_a)
+      : pitch(pitch), k(along_k ? 1 : pitch), frag(frag_size * (along_k ? pitch : 1)), transposed(along_k != is_a) {}
+};
+
+// What a simdgroup makes of a tile of out: rows x columns fragments, for each of `products`.
+template <typename T, int rows, int columns, int products>
+struct tile_part {
+  static constant constexpr int count = products * rows * columns;
+  frag<float> sums[products][rows][columns];
+
+  void clear() {
+#pragma clang loop unroll(full)
+    for (int i = 0; i < count; ++i) {
+      sums[i / (rows * columns)][i / columns % rows][i % columns] =
+          make_filled_simdgroup_matrix<float, frag_size>(0.0f);
+    }
+  }
+
+  // Adds what frag_size steps of k give: a and b are where this part begins in the tiles, and the next of the b_size
+  // elements of each product.
+  __attribute__((always_inline)) void multiply(const threadgroup T* a, tile_walk a_walk, const threadgroup T* b,
+                                               tile_walk b_walk, int b_size) {
+    frag<T> left[rows];
+    frag<T> right[columns];
+#pragma clang loop unroll(full)
+    for (int i = 0; i < rows; ++i) {
+      load_frag(left[i], a + i * a_walk.frag, a_walk.pitch, a_walk.transposed);
+    }
+#pragma clang loop unroll(full)
+    for (int product = 0; product < products; ++product) {
+#pragma clang loop unroll(full)
+      for (int j = 0; j < columns; ++j) {
+        load_frag(right[j], b + product * b_size + j * b_walk.frag, b_walk.pitch, b_walk.transposed);
+      }
+#pragma clang loop unroll(full)
+      for (int i = 0; i < rows; ++i) {
+#pragma clang loop unroll(full)
+        for (int j = 0; j < columns; ++j) {
+          simdgroup_multiply_accumulate(sums[product][i][j], left[i], right[j], sums[product][i][j]);
+        }
+      }
+    }
+  }
+
+  // The two sums that a lane holds of fragment i.
+  float2 of_lane(int i) {
+    thread frag<float>& f = sums[i / (rows * columns)][i / columns % rows][i % columns];
+    return float2(f.thread_elements()[0], f.thread_elements()[1]);
+  }
+};
+
+// matmul_tile: a threadgroup makes a bm x bn tile of out, while tiles of a and b, bk deep, pass through threadgroup
+// memory. wm x wn simdgroups each keep a part of it in registers, as fragments. wk times as many share the depth: each
+// multiplies its share of bk, and their sums are added up in the end, in order.
 //
 // matmul_gated: the same with two products of one a, that the epilogue makes one.
 // matmul_packed: a threadgroup makes `packs` tiles, each by a simdgroup of its own, of as many products of a batch.
 //
-// Grid: as matmul_place.h has it, z by packs. Threadgroup: (32, wm * wn * packs).
+// Grid: as matmul_place.h has it, z by packs. Threadgroup: (32, wm * wn * wk * packs).
 //
-// Threadgroup bytes: sizeof(T) * ((bm + products * bn) * bk + padding of 16 bytes a row), times packs; the most is
-// 17408, of 64x32x32 in fp32.
+// Threadgroup bytes: sizeof(T) * ((bm + products * bn) * bk + padding of 16 bytes a row), times packs, or what sums
+// take on their way, 4 * (wk - 1) * products * bm * bn, if that is more; the most is 26624, of gated 16x32x128 halves.
 //
 // Necessary: 2 m n k FLOP; a and b read once, out written once. What the kernel adds:
 // - a is read ceil(n / bn) times and b ceil(m / bm) times, most of it from cache: m n k (1 / bm + 1 / bn) elements;
-// - tiles at an edge multiply the zeros that fill them up, and so does the last step along k;
+// - tiles at an edge multiply the zeros that fill them up; along k, those that fill up eight;
 // - bk of k cost two barriers, and 8 of k cost a simdgroup bm / wm / 8 + bn / wn / 8 fragment loads for as many
-//   multiplications as their product: 0.5 for each at 64x64 by 2x2, 0.375 by 1x2;
-// - bounds checks cost two comparisons for each 16 bytes loaded. At 64x64 a thread loads 2 (f16) or 4 of those for 32
-//   fragment multiplications of about 17 cycles: too little for a second kernel for shapes that need no checks, or a
-//   loop of its own for the last step.
+//   multiplications as their product: 0.5 for each at 64x64 by 2x2, 0.375 by 1x2, 1 at 16x32 by 1x2;
+// - wk > 1 costs two barriers and 8 (wk - 1) bytes of threadgroup memory for each element of out, for a grid as large
+//   as that of a tile that much smaller, whose operands would be read that much more often.
 //
 // a and b enter the multiplications in their own type: the products of two halves or bfloats are exact in fp32.
-template <typename T, int bm, int bn, int bk, int wm, int wn, int packs, int products>
-[[kernel, max_total_threads_per_threadgroup(32 * wm * wn * packs)]] void matmul_tile(
+template <typename T, int bm, int bn, int bk, int wm, int wn, int wk, int packs, int products>
+[[kernel, max_total_threads_per_threadgroup(32 * wm * wn * wk * packs)]] void matmul_tile(
     const device T* a [[buffer(matmul_buffer_a)]], const device T* b [[buffer(matmul_buffer_b)]],
     device T* out [[buffer(matmul_buffer_out)]], constant matmul_params& p [[buffer(matmul_buffer_params)]],
     device float* partials [[buffer(matmul_buffer_partials), function_constant(is_partial)]],
@@ -48,8 +107,8 @@ template <typename T, int bm, int bn, int bk, int wm, int wn, int packs, int pro
     const device int* indices [[buffer(matmul_buffer_indices), function_constant(is_gathered)]],
     uint3 group [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]], uint simd_index [[simdgroup_index_in_threadgroup]]) {
-  static_assert(packs == 1 || wm * wn == 1, "a pack is the work of one simdgroup");
-  constexpr int threads = packs == 1 ? 32 * wm * wn : 32;
+  static_assert(packs == 1 || wm * wn * wk == 1, "a pack is the work of one simdgroup");
+  constexpr int threads = packs == 1 ? 32 * wm * wn * wk : 32;
   constexpr int row_frags = bm / wm / frag_size;  // fragments of a simdgroup
   constexpr int column_frags = bn / wn / frag_size;
   // A tile keeps the orientation of its operand, so that the copy moves along the shorter stride on both sides.
@@ -57,11 +116,12 @@ template <typename T, int bm, int bn, int bk, int wm, int wn, int packs, int pro
   constexpr int b_upright = tile_vectors<T>(bk, bn), b_lying = tile_vectors<T>(bn, bk);
   constexpr int a_size = a_upright > a_lying ? a_upright : a_lying;
   constexpr int b_size = b_upright > b_lying ? b_upright : b_lying;
-  threadgroup uint4 a_tiles[packs * a_size];
-  threadgroup uint4 b_tiles[packs * products * b_size];
+  constexpr int tiles_size = a_size + products * b_size;
+  constexpr int sums_size = (wk - 1) * products * bm * bn / 4;  // the sums of all but the first share of the depth
+  threadgroup uint4 memory[packs * (tiles_size > sums_size ? tiles_size : sums_size)];
   const uint pack = packs == 1 ? 0 : simd_index;
-  threadgroup uint4* a_tile = a_tiles + pack * a_size;
-  threadgroup uint4* b_tile = b_tiles + pack * products * b_size;
+  threadgroup uint4* a_tile = memory + pack * tiles_size;
+  threadgroup uint4* b_tile = a_tile + a_size;
   const uint thread_in_tile = packs == 1 ? thread_index : lane;
   const uint z = group.z * packs + pack;
   if (packs != 1 && z >= p.batch) {
@@ -72,21 +132,24 @@ template <typename T, int bm, int bn, int bk, int wm, int wn, int packs, int pro
   if (!place.exists) {
     return;  // the whole threadgroup
   }
-  const int row = packs == 1 ? int(simd_index) / wn * (bm / wm) : 0;  // of this simdgroup's part of the tile
-  const int column = packs == 1 ? int(simd_index) % wn * (bn / wn) : 0;
-  frag<float> sums[products][row_frags][column_frags];
-#pragma clang loop unroll(full)
-  for (int i = 0; i < products * row_frags * column_frags; ++i) {
-    sums[i / (row_frags * column_frags)][i / column_frags % row_frags][i % column_frags] =
-        make_filled_simdgroup_matrix<float, frag_size>(0.0f);
-  }
+  const int share = packs == 1 ? int(simd_index) / (wm * wn) : 0;  // of the depth
+  const int place_in_tile = packs == 1 ? int(simd_index) % (wm * wn) : 0;
+  const int row = place_in_tile / wn * (bm / wm);  // of this simdgroup's part of the tile
+  const int column = place_in_tile % wn * (bn / wn);
+  tile_part<T, row_frags, column_frags, products> part;
+  part.clear();
 
-  const int a_pitch = tile_pitch<T>(a_along_m ? bm : bk);
-  const int b_pitch = tile_pitch<T>(b_along_k ? bk : bn);
-  const threadgroup T* a_part = (const threadgroup T*)a_tile + (a_along_m ? row : row * a_pitch);
-  const threadgroup T* b_part = (const threadgroup T*)b_tile + (b_along_k ? column * b_pitch : column);
+  const tile_walk a_walk(tile_pitch<T>(a_along_m ? bm : bk), !a_along_m, true);
+  const tile_walk b_walk(tile_pitch<T>(b_along_k ? bk : bn), b_along_k, false);
+  constexpr int depth = bk / wk;
+  const threadgroup T* a_part = (const threadgroup T*)a_tile + row / frag_size * a_walk.frag + share * depth * a_walk.k;
+  const threadgroup T* b_part =
+      (const threadgroup T*)b_tile + column / frag_size * b_walk.frag + share * depth * b_walk.k;
+  constexpr int b_elements = b_size * vector_elements<T>();
   for (int pair = 0; pair < (has_second_a ? 2 : 1); ++pair) {
     const device T* pair_a = (pair == 0 ? a : second_a) + place.a_offset;
+    const long a_stride_m = pair == 0 ? p.a_stride_m : p.second_a_stride_m;
+    const long a_stride_k = pair == 0 ? p.a_stride_k : p.second_a_stride_k;
     for (ulong step = place.k; step < place.k_end; step += bk) {
       const int k_count = count_in_tile(place.k_end - step, bk);
       if (packs == 1) {
@@ -107,13 +170,13 @@ template <typename T, int bm, int bn, int bk, int wm, int wn, int packs, int pro
                                         a_vectors, thread_in_tile);
         }
       } else {
-        const device T* source = pair_a + long(place.first_row) * p.a_stride_m + long(step) * p.a_stride_k;
+        const device T* source = pair_a + long(place.first_row) * a_stride_m + long(step) * a_stride_k;
         if (a_along_m) {
-          load_tile<T, bk, bm, threads>(a_tile, source, strided_rows{p.a_stride_k, k_count}, p.a_stride_m,
-                                        place.row_count, a_vectors, thread_in_tile);
+          load_tile<T, bk, bm, threads>(a_tile, source, strided_rows{a_stride_k, k_count}, a_stride_m, place.row_count,
+                                        a_vectors, thread_in_tile);
         } else {
-          load_tile<T, bm, bk, threads>(a_tile, source, strided_rows{p.a_stride_m, place.row_count}, p.a_stride_k,
-                                        k_count, a_vectors, thread_in_tile);
+          load_tile<T, bm, bk, threads>(a_tile, source, strided_rows{a_stride_m, place.row_count}, a_stride_k, k_count,
+                                        a_vectors, thread_in_tile);
         }
       }
 #pragma clang loop unroll(full)
@@ -137,32 +200,33 @@ template <typename T, int bm, int bn, int bk, int wm, int wn, int packs, int pro
         simdgroup_barrier(mem_flags::mem_threadgroup);
       }
 
+      if (k_count == bk) {
 #pragma clang loop unroll(full)
-      for (int s = 0; s < bk; s += frag_size) {
-        frag<T> left[row_frags];
-        frag<T> right[column_frags];
-#pragma clang loop unroll(full)
-        for (int i = 0; i < row_frags; ++i) {
-          const int m = i * frag_size;
-          load_frag(left[i], a_part + (a_along_m ? s * a_pitch + m : m * a_pitch + s), a_pitch, a_along_m);
+        for (int s = 0; s < depth; s += frag_size) {
+          part.multiply(a_part + s * a_walk.k, a_walk, b_part + s * b_walk.k, b_walk, b_elements);
         }
-#pragma clang loop unroll(full)
-        for (int product = 0; product < products; ++product) {
-          const threadgroup T* part = b_part + product * b_size * vector_elements<T>();
-#pragma clang loop unroll(full)
-          for (int j = 0; j < column_frags; ++j) {
-            const int n = j * frag_size;
-            load_frag(right[j], part + (b_along_k ? n * b_pitch + s : s * b_pitch + n), b_pitch, b_along_k);
-          }
-#pragma clang loop unroll(full)
-          for (int i = 0; i < row_frags; ++i) {
-#pragma clang loop unroll(full)
-            for (int j = 0; j < column_frags; ++j) {
-              simdgroup_multiply_accumulate(sums[product][i][j], left[i], right[j], sums[product][i][j]);
-            }
-          }
+      } else {
+        for (int s = 0; s < depth && share * depth + s < k_count; s += frag_size) {
+          part.multiply(a_part + s * a_walk.k, a_walk, b_part + s * b_walk.k, b_walk, b_elements);
         }
       }
+    }
+  }
+
+  // [share after the first][simdgroup of a share][fragment][lane]
+  threadgroup float2* shares = (threadgroup float2*)memory + place_in_tile * part.count * 32 + lane;
+  constexpr int share_step = wm * wn * part.count * 32;
+  if (wk > 1) {
+    threadgroup_barrier(mem_flags::mem_threadgroup);  // the last tiles have been read
+    if (share != 0) {
+#pragma clang loop unroll(full)
+      for (int i = 0; i < part.count; ++i) {
+        shares[(share - 1) * share_step + i * 32] = part.of_lane(i);
+      }
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);  // publishes the sums
+    if (share != 0) {
+      return;
     }
   }
 
@@ -178,8 +242,14 @@ template <typename T, int bm, int bn, int bk, int wm, int wn, int packs, int pro
       float2 left = 0.0f, right = 0.0f;  // the sums of two neighbours
 #pragma clang loop unroll(full)
       for (int product = 0; product < products; ++product) {
-        left[product] = sums[product][i][j].thread_elements()[0];
-        right[product] = sums[product][i][j].thread_elements()[1];
+        const int index = (product * row_frags + i) * column_frags + j;
+        float2 sums = part.of_lane(index);
+#pragma clang loop unroll(full)
+        for (int other = 0; other < wk - 1; ++other) {
+          sums += shares[other * share_step + index * 32];
+        }
+        left[product] = sums[0];
+        right[product] = sums[1];
       }
       const int m = row + i * frag_size + at.row;
       const int n = column + j * frag_size + at.col;
@@ -192,19 +262,20 @@ template <typename T, int bm, int bn, int bk, int wm, int wn, int packs, int pro
   }
 }
 
-#define INSTANTIATE_TILE(dtype, T, bm, bn, bk, wm, wn)                                                       \
-  template [[host_name("matmul_tile_" #dtype "_bm" #bm "_bn" #bn "_bk" #bk "_wm" #wm "_wn" #wn)]] [[kernel]] \
-  decltype(matmul_tile<T, bm, bn, bk, wm, wn, 1, 1>) matmul_tile<T, bm, bn, bk, wm, wn, 1, 1>;
+#define INSTANTIATE_TILE(dtype, T, bm, bn, bk, wm, wn, wk)                                                             \
+  template [[host_name("matmul_tile_" #dtype "_bm" #bm "_bn" #bn "_bk" #bk "_wm" #wm "_wn" #wn "_wk" #wk)]] [[kernel]] \
+  decltype(matmul_tile<T, bm, bn, bk, wm, wn, wk, 1, 1>) matmul_tile<T, bm, bn, bk, wm, wn, wk, 1, 1>;
 MATMUL_TILE_VARIANTS(INSTANTIATE_TILE)
 
-#define INSTANTIATE_GATED(dtype, T, bm, bn, bk, wm, wn)                                                       \
-  template [[host_name("matmul_gated_" #dtype "_bm" #bm "_bn" #bn "_bk" #bk "_wm" #wm "_wn" #wn)]] [[kernel]] \
-  decltype(matmul_tile<T, bm, bn, bk, wm, wn, 1, 2>) matmul_tile<T, bm, bn, bk, wm, wn, 1, 2>;
+#define INSTANTIATE_GATED(dtype, T, bm, bn, bk, wm, wn, wk)                                                        \
+  template                                                                                                         \
+      [[host_name("matmul_gated_" #dtype "_bm" #bm "_bn" #bn "_bk" #bk "_wm" #wm "_wn" #wn "_wk" #wk)]] [[kernel]] \
+      decltype(matmul_tile<T, bm, bn, bk, wm, wn, wk, 1, 2>) matmul_tile<T, bm, bn, bk, wm, wn, wk, 1, 2>;
 MATMUL_GATED_VARIANTS(INSTANTIATE_GATED)
 
 #define INSTANTIATE_PACKED(dtype, T, bm, bn, bk, packs)                                    \
   template [[host_name("matmul_packed_" #dtype "_bm" #bm "_bn" #bn "_bk" #bk)]] [[kernel]] \
-  decltype(matmul_tile<T, bm, bn, bk, 1, 1, packs, 1>) matmul_tile<T, bm, bn, bk, 1, 1, packs, 1>;
+  decltype(matmul_tile<T, bm, bn, bk, 1, 1, 1, packs, 1>) matmul_tile<T, bm, bn, bk, 1, 1, 1, packs, 1>;
 MATMUL_PACKED_VARIANTS(INSTANTIATE_PACKED)
 
 // matmul_sum: adds up what the splits of k left in `partials`, in their order, and finishes it.

@@ -35,9 +35,9 @@ template <typename T>
   for (ulong row = first_row + simd_index; row < row_end && exists; row += matmul_backward_simdgroups) {
     float value = float(grad[long(row) * p.grad_stride_row + long(column) * p.grad_stride_column]);
     if (has_activation) {
-      const ulong element = row * p.columns + column;
+      const long element = long(row) * p.preactivation_stride_row + long(column) * p.preactivation_stride_column;
       value *= activation_slope(p.activation, float(preactivation[element]));
-      out[element] = T(value);
+      out[row * p.columns + column] = T(value);
     }
     sum += value;
   }
@@ -71,9 +71,19 @@ template <typename T>
   if (element >= p.count) {
     return;
   }
-  const float value = float(grad[element]);
-  const float x = float(gate[element]);
-  out[element] = T(value * float(up[element]) * activation_slope(p.activation, x));
+  ulong rest = element;
+  long grad_offset = 0, gate_offset = 0, up_offset = 0;
+  for (uint d = 0; d < p.dims; ++d) {
+    const bool last = d + 1 == p.dims;  // contiguous operands have no other, and need no division
+    const long index = long(last ? rest : rest % ulong(p.sizes[d]));
+    rest = last ? 0 : rest / ulong(p.sizes[d]);
+    grad_offset += index * p.grad_strides[d];
+    gate_offset += index * p.gate_strides[d];
+    up_offset += index * p.up_strides[d];
+  }
+  const float value = float(grad[grad_offset]);
+  const float x = float(gate[gate_offset]);
+  out[element] = T(value * float(up[up_offset]) * activation_slope(p.activation, x));
   out[p.count + element] = T(value * activate(p.activation, x));
 }
 
@@ -97,7 +107,7 @@ template <typename T>
   float sum = 0.0f;
   for (uint first = 0; first < p.rows; first += matmul_threads) {
     const uint row = first + thread_index;
-    const bool mine = row < p.rows && uint(indices[row]) == group.y;
+    const bool mine = row < p.rows && uint(indices[long(row) * p.stride_index]) == group.y;
     const uint bits = uint(static_cast<simd_vote::vote_t>(simd_ballot(mine)));
     threadgroup_barrier(mem_flags::mem_threadgroup);  // the bits before have been read
     if (lane == 0) {
@@ -107,7 +117,8 @@ template <typename T>
     for (int i = 0; i < simdgroups; ++i) {
       for (uint left = found[i]; left != 0; left &= left - 1) {
         if (column < p.columns) {
-          sum += float(rows[ulong(first + i * 32 + ctz(left)) * p.columns + column]);
+          const long row = first + i * 32 + ctz(left);
+          sum += float(rows[row * p.stride_row + long(column) * p.stride_column]);
         }
       }
     }

@@ -45,6 +45,7 @@ struct matmul_result {
   ulong n;
   bool pairs;  // two neighbouring columns may be stored as one
   bool fours;  // four may
+  bool plain;  // there is nothing to finish: spares most products the arithmetic of where everything else lies
 
   // Both sums are those of (m, n), or only the first where there is no gated pair.
   void store(float2 sums, ulong row, ulong column) const {
@@ -92,7 +93,11 @@ struct matmul_result {
     }
   }
 
-  float finish(float2 sums, ulong row, ulong column) const {
+  __attribute__((always_inline)) float finish(float2 sums, ulong row, ulong column) const {
+    return plain ? sums[0] : finish_all(sums, row, column);
+  }
+
+  float finish_all(float2 sums, ulong row, ulong column) const {
     return is_gated ? end.finish_gated(sums[0], sums[1], row, column) : end.finish(sums[0], row, column);
   }
 };
@@ -130,6 +135,7 @@ matmul_result<T> result_at(device T* out, device float* partials, const device T
   const bool in_rows = is_partial || p.out_stride_n == 1;
   result.pairs = p.n % 2 == 0 && in_rows;
   result.fours = p.n % 4 == 0 && in_rows;
+  result.plain = !(has_bias || has_residual || has_preactivation || is_gated) && p.activation == activation_none;
   return result;
 }
 

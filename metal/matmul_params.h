@@ -44,7 +44,7 @@ enum matmul_constant {
 
 enum {
   matmul_max_batch_dims = 8,  // after the glue has merged neighbours that one stride can describe
-  matmul_skinny_columns = 4,  // rows of b^T that a simdgroup of matmul_skinny_k walks together
+  matmul_skinny_columns = 4,  // rows of b^T that a threadgroup of matmul_skinny_k walks
   matmul_skinny_k_simdgroups = 4,
   matmul_skinny_n_simdgroups = 8,
   matmul_tensor_k = 256,           // of k that matmul_tensor takes in a step
@@ -62,6 +62,8 @@ struct matmul_params {
   int64_t a_stride_k;
   int64_t b_stride_k;
   int64_t b_stride_n;
+  int64_t second_a_stride_m;
+  int64_t second_a_stride_k;
   int64_t second_b_stride_k;
   int64_t second_b_stride_n;
   int64_t out_stride_m;  // a product of the batch takes m * n elements of out, without gaps
@@ -86,13 +88,13 @@ struct matmul_params {
   uint32_t padding;
 };
 
-static_assert(sizeof(matmul_params) == 392, "no implicit padding");
+static_assert(sizeof(matmul_params) == 408, "no implicit padding");
 #ifndef __METAL_VERSION__
 static_assert(offsetof(matmul_params, a_stride_m) == 32);
-static_assert(offsetof(matmul_params, a_batch_strides) == 128);
-static_assert(offsetof(matmul_params, batch_sizes) == 320);
-static_assert(offsetof(matmul_params, batch_dims) == 352);
-static_assert(offsetof(matmul_params, padding) == 388);
+static_assert(offsetof(matmul_params, a_batch_strides) == 144);
+static_assert(offsetof(matmul_params, batch_sizes) == 336);
+static_assert(offsetof(matmul_params, batch_dims) == 368);
+static_assert(offsetof(matmul_params, padding) == 404);
 #endif
 
 // linear_backward: gradients of rows x columns elements. The rows of a chunk share a threadgroup.
@@ -112,10 +114,12 @@ struct linear_backward_params {
   uint64_t columns;
   int64_t grad_stride_row;
   int64_t grad_stride_column;
+  int64_t preactivation_stride_row;
+  int64_t preactivation_stride_column;
   uint32_t rows_per_chunk;
   uint32_t activation;
 };
-static_assert(sizeof(linear_backward_params) == 40, "no implicit padding");
+static_assert(sizeof(linear_backward_params) == 56, "no implicit padding");
 
 // gated_linear_backward: count elements each of grad, gate and up; out has both gradients, one after the other.
 enum gated_linear_backward_buffer {
@@ -127,10 +131,14 @@ enum gated_linear_backward_buffer {
 };
 struct gated_linear_backward_params {
   uint64_t count;
+  int64_t sizes[matmul_max_batch_dims];  // innermost dimension first, neighbours that one stride describes merged
+  int64_t grad_strides[matmul_max_batch_dims];
+  int64_t gate_strides[matmul_max_batch_dims];
+  int64_t up_strides[matmul_max_batch_dims];
+  uint32_t dims;  // at least 1
   uint32_t activation;
-  uint32_t padding;
 };
-static_assert(sizeof(gated_linear_backward_params) == 16, "no implicit padding");
+static_assert(sizeof(gated_linear_backward_params) == 272, "no implicit padding");
 
 // grouped_matmul_scatter: row t of out is the sum of the rows r with indices[r] == t.
 enum grouped_matmul_scatter_buffer {
@@ -141,7 +149,10 @@ enum grouped_matmul_scatter_buffer {
 };
 struct grouped_matmul_scatter_params {
   uint64_t columns;
+  int64_t stride_row;
+  int64_t stride_column;
+  int64_t stride_index;
   uint32_t rows;
   uint32_t padding;
 };
-static_assert(sizeof(grouped_matmul_scatter_params) == 16, "no implicit padding");
+static_assert(sizeof(grouped_matmul_scatter_params) == 40, "no implicit padding");

@@ -29,16 +29,18 @@ inline float4 chunk<bfloat>::four(int i) const {
   return as_type<float4>(uint4(pairs.x << 16, pairs.x & 0xffff0000u, pairs.y << 16, pairs.y & 0xffff0000u));
 }
 
-// matmul_skinny_k: for b whose shorter stride is that of k. A simdgroup walks matmul_skinny_columns columns of b along
-// k, 512 bytes of each at a time, and keeps `rows` sums for each of them.
+// matmul_skinny_k: for b whose shorter stride is that of k. A threadgroup walks matmul_skinny_columns columns of b
+// along k. Its simdgroups take 512 bytes of each in turn, keep `rows` sums for each, and add them up in the end, in
+// order: as many threadgroups as the chip wants, without a second launch for splits of k.
 //
-// Grid: x: columns, by matmul_skinny_columns * matmul_skinny_k_simdgroups; y: splits of k; z: batch.
-// Threadgroup: (32, matmul_skinny_k_simdgroups); it has no memory.
+// Grid: x: columns, by matmul_skinny_columns; y: splits of k; z: batch. Threadgroup: (32, matmul_skinny_k_simdgroups).
+// Threadgroup bytes: 128 * rows * products.
 // Chosen for at most `rows` rows.
 // Necessary: b read once: 2 rows FLOP for each of its elements. What the kernel adds:
 // - a is read ceil(n / matmul_skinny_columns) times, from cache: rows / matmul_skinny_columns of the bytes of b;
-// - a last simdgroup whose columns do not all exist reads the last one again for each that is missing, and so it is
-//   with rows.
+// - a last threadgroup whose columns do not all exist reads the last one again for each that is missing, and so it is
+//   with rows;
+// - one barrier.
 template <typename T, int rows, int products>
 [[kernel, max_total_threads_per_threadgroup(32 * matmul_skinny_k_simdgroups)]] void matmul_skinny_k(
     const device T* a [[buffer(matmul_buffer_a)]], const device T* b [[buffer(matmul_buffer_b)]],
@@ -52,11 +54,11 @@ template <typename T, int rows, int products>
     uint3 group [[threadgroup_position_in_grid]], uint lane [[thread_index_in_simdgroup]],
     uint simd_index [[simdgroup_index_in_threadgroup]]) {
   constexpr int columns = matmul_skinny_columns;
+  constexpr int simdgroups = matmul_skinny_k_simdgroups;
   constexpr int vector = vector_elements<T>();
-  const ulong first_column = (ulong(group.x) * matmul_skinny_k_simdgroups + simd_index) * columns;
-  if (first_column >= p.n) {
-    return;
-  }
+  threadgroup float2 shares[simdgroups][rows * columns];
+  const ulong first_column = ulong(group.x) * columns;
+  const uint thread_index = simd_index * 32 + lane;
   const ulong k_begin = group.y * p.k_per_split;
   const ulong k_end = min(p.k, k_begin + p.k_per_split);
   a += batch_offset(group.z, p.a_batch_strides, p);
@@ -65,7 +67,7 @@ template <typename T, int rows, int products>
   float sums[products][rows][columns] = {};
   // Chunks of consecutive elements where both operands have them, single elements otherwise and at the end.
   const ulong chunks_end = a_vectors && b_vectors ? k_begin + (k_end - k_begin) / vector * vector : k_begin;
-  for (ulong k = k_begin + lane * vector; k < chunks_end; k += 32 * vector) {
+  for (ulong k = k_begin + thread_index * vector; k < chunks_end; k += simdgroups * 32 * vector) {
     chunk<T> left[rows];
 #pragma clang loop unroll(full)
     for (int r = 0; r < rows; ++r) {
@@ -94,7 +96,7 @@ template <typename T, int rows, int products>
       }
     }
   }
-  for (ulong k = chunks_end + lane; k < k_end; k += 32) {
+  for (ulong k = chunks_end + thread_index; k < k_end; k += simdgroups * 32) {
 #pragma clang loop unroll(full)
     for (int product = 0; product < products; ++product) {
       const long stride_k = product == 0 ? p.b_stride_k : p.second_b_stride_k;
@@ -112,7 +114,7 @@ template <typename T, int rows, int products>
     }
   }
 
-  float2 mine = 0.0f;  // lane r * columns + c stores the sum of row r and column c
+  float2 mine = 0.0f;  // lane r * columns + c has the sum of row r and column c
 #pragma clang loop unroll(full)
   for (int i = 0; i < rows * columns; ++i) {
     const int r = i / columns, c = i % columns;
@@ -122,10 +124,19 @@ template <typename T, int rows, int products>
       mine = float2(first, second);
     }
   }
-  const ulong m = lane / columns;
-  const ulong n = first_column + lane % columns;
-  if (lane < rows * columns && m < p.m && n < p.n) {
-    result_at(out, partials, bias, residual, preactivation, up, group.z, group.y, p).store(mine, m, n);
+  if (lane < rows * columns) {
+    shares[simd_index][lane] = mine;
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);  // publishes shares
+  const ulong m = thread_index / columns;
+  const ulong n = first_column + thread_index % columns;
+  if (thread_index < rows * columns && m < p.m && n < p.n) {
+    float2 sum = shares[0][thread_index];
+#pragma clang loop unroll(full)
+    for (int s = 1; s < simdgroups; ++s) {
+      sum += shares[s][thread_index];
+    }
+    result_at(out, partials, bias, residual, preactivation, up, group.z, group.y, p).store(sum, m, n);
   }
 }
 

@@ -1,44 +1,43 @@
 // Every matmul kernel there is.
 #pragma once
 
-// X(dtype, Metal type, bm, bn, bk, wm, wn): a tile of out of bm x bn by wm x wn simdgroups, named
-// matmul_tile_<dtype>_bm<bm>_bn<bn>_bk<bk>_wm<wm>_wn<wn>
-#define MATMUL_TILE_VARIANTS(X)     \
-  X(f32, float, 64, 64, 16, 2, 2)   \
-  X(f32, float, 64, 32, 32, 2, 2)   \
-  X(f32, float, 32, 64, 16, 1, 2)   \
-  X(f32, float, 32, 32, 32, 2, 2)   \
-  X(f32, float, 32, 32, 16, 2, 2)   \
-  X(f32, float, 16, 64, 32, 1, 4)   \
-  X(f32, float, 8, 64, 32, 1, 4)    \
-  X(f16, half, 64, 64, 16, 2, 2)    \
-  X(f16, half, 64, 64, 16, 1, 2)    \
-  X(f16, half, 64, 32, 32, 2, 2)    \
-  X(f16, half, 32, 64, 16, 1, 2)    \
-  X(f16, half, 32, 32, 32, 2, 2)    \
-  X(f16, half, 32, 32, 16, 2, 2)    \
-  X(f16, half, 16, 64, 64, 1, 4)    \
-  X(f16, half, 8, 64, 64, 1, 4)     \
-  X(bf16, bfloat, 64, 64, 16, 2, 2) \
-  X(bf16, bfloat, 64, 64, 16, 1, 2) \
-  X(bf16, bfloat, 64, 32, 32, 2, 2) \
-  X(bf16, bfloat, 32, 64, 16, 1, 2) \
-  X(bf16, bfloat, 32, 32, 32, 2, 2) \
-  X(bf16, bfloat, 32, 32, 16, 2, 2) \
-  X(bf16, bfloat, 16, 64, 64, 1, 4) \
-  X(bf16, bfloat, 8, 64, 64, 1, 4)
+// X(dtype, Metal type, bm, bn, bk, wm, wn, wk): a tile of out of bm x bn by wm x wn simdgroups, wk times for shares of
+// bk, named matmul_tile_<dtype>_bm<bm>_bn<bn>_bk<bk>_wm<wm>_wn<wn>_wk<wk>
+#define MATMUL_TILE_VARIANTS(X)         \
+  X(f32, float, 64, 64, 16, 2, 2, 1)    \
+  X(f32, float, 32, 64, 16, 1, 2, 1)    \
+  X(f32, float, 40, 64, 16, 1, 2, 1)    \
+  X(f32, float, 32, 32, 32, 2, 2, 1)    \
+  X(f32, float, 16, 32, 64, 1, 2, 4)    \
+  X(f32, float, 16, 16, 128, 1, 1, 8)   \
+  X(f16, half, 64, 64, 16, 2, 2, 1)     \
+  X(f16, half, 64, 64, 16, 1, 2, 1)     \
+  X(f16, half, 64, 32, 32, 2, 2, 1)     \
+  X(f16, half, 32, 64, 32, 1, 2, 1)     \
+  X(f16, half, 40, 64, 32, 1, 2, 1)     \
+  X(f16, half, 32, 32, 32, 2, 2, 1)     \
+  X(f16, half, 16, 32, 128, 1, 2, 4)    \
+  X(f16, half, 16, 16, 256, 1, 1, 8)    \
+  X(bf16, bfloat, 64, 64, 16, 2, 2, 1)  \
+  X(bf16, bfloat, 64, 64, 16, 1, 2, 1)  \
+  X(bf16, bfloat, 64, 32, 32, 2, 2, 1)  \
+  X(bf16, bfloat, 32, 64, 32, 1, 2, 1)  \
+  X(bf16, bfloat, 40, 64, 32, 1, 2, 1)  \
+  X(bf16, bfloat, 32, 32, 32, 2, 2, 1)  \
+  X(bf16, bfloat, 16, 32, 128, 1, 2, 4) \
+  X(bf16, bfloat, 16, 16, 256, 1, 1, 8)
 
 // The same with two products of one a, named matmul_gated_...
-#define MATMUL_GATED_VARIANTS(X)    \
-  X(f32, float, 64, 32, 16, 2, 2)   \
-  X(f32, float, 32, 32, 16, 2, 2)   \
-  X(f32, float, 8, 32, 32, 1, 4)    \
-  X(f16, half, 64, 32, 16, 2, 2)    \
-  X(f16, half, 32, 32, 16, 2, 2)    \
-  X(f16, half, 8, 32, 64, 1, 4)     \
-  X(bf16, bfloat, 64, 32, 16, 2, 2) \
-  X(bf16, bfloat, 32, 32, 16, 2, 2) \
-  X(bf16, bfloat, 8, 32, 64, 1, 4)
+#define MATMUL_GATED_VARIANTS(X)       \
+  X(f32, float, 64, 32, 16, 2, 2, 1)   \
+  X(f32, float, 32, 32, 16, 2, 2, 1)   \
+  X(f32, float, 16, 32, 64, 1, 2, 4)   \
+  X(f16, half, 64, 32, 16, 2, 2, 1)    \
+  X(f16, half, 32, 32, 16, 2, 2, 1)    \
+  X(f16, half, 16, 32, 128, 1, 2, 4)   \
+  X(bf16, bfloat, 64, 32, 16, 2, 2, 1) \
+  X(bf16, bfloat, 32, 32, 16, 2, 2, 1) \
+  X(bf16, bfloat, 16, 32, 128, 1, 2, 4)
 
 // X(dtype, Metal type, bm, bn, wm, wn): the same on the matrix units of M5, named
 // matmul_tensor_<dtype>_bm<bm>_bn<bn>_wm<wm>_wn<wn>

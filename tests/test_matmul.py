@@ -105,8 +105,8 @@ def constants_of(label):
 
 
 @pytest.mark.parametrize(("a_along_m", "b_along_k", "vectors"), list(itertools.product([False, True], repeat=3)))
-@pytest.mark.parametrize(("m", "n", "tile"), [(64, 96, 32), (528, 520, 64)], ids=["small", "large"])
-def test_matmul_specialises_for_layout(m, n, tile, a_along_m, b_along_k, vectors):
+@pytest.mark.parametrize(("m", "n"), [(64, 96), (528, 520)], ids=["small", "large"])
+def test_matmul_specialises_for_layout(m, n, a_along_m, b_along_k, vectors):
     k = 48
     if not vectors:
         m, n, k = m + 1, n + 1, k + 1
@@ -114,7 +114,7 @@ def test_matmul_specialises_for_layout(m, n, tile, a_along_m, b_along_k, vectors
     b = random(n, k, seed=1).T if b_along_k else random(k, n, seed=1)
     [label] = launched(lambda: check(a, b))
     kernel, constants = constants_of(label)
-    assert kernel.startswith(f"matmul_tile_f32_bm{tile}_bn{tile}_bk")
+    assert kernel.startswith("matmul_tile_f32_bm")
     expected = {"a_along_m": a_along_m, "b_along_k": b_along_k, "a_vectors": vectors, "b_vectors": vectors}
     assert constants == {name for name, value in expected.items() if value}
 
@@ -178,8 +178,8 @@ def test_matmul_of_a_batch_that_shares_b_is_one_product():
     x, weight = random(8, 5, 16), random(24, 16, seed=1)
     [label] = launched(lambda: check(x, weight.T))
     assert label.startswith("matmul_tile_f32_bm32_bn32_bk32_")
-    # 520 rows of 520 columns are enough for the large tile; 104 batches of 5 rows would not be.
-    [label] = launched(lambda: check(random(104, 5, 3), random(3, 520)))
+    # 768 rows of 320 columns are enough for the large tile; 128 batches of 6 rows would not be.
+    [label] = launched(lambda: check(random(128, 6, 3), random(3, 320)))
     assert label.startswith("matmul_tile_f32_bm64_bn64_")
 
 
@@ -301,6 +301,12 @@ def test_matmul_waits_for_what_it_reads():
     torch.testing.assert_close(twice.cpu(), torch.ones(33, 20) @ b.cpu() @ b.cpu().T, rtol=1e-4, atol=1e-4)
 
 
+FEW = ("tile_{}_bm16_bn32_bk64_wm1_wn2_wk4", "tile_{}_bm16_bn32_bk128_wm1_wn2_wk4")
+FEWEST = ("tile_{}_bm16_bn16_bk128_wm1_wn1_wk8", "tile_{}_bm16_bn16_bk256_wm1_wn1_wk8")
+LARGE = ("tile_{}_bm64_bn64_bk16_wm2_wn2_wk1", "tile_{}_bm64_bn64_bk16_wm1_wn2_wk1")
+TALL = ("tile_{}_bm40_bn64_bk16_wm1_wn2_wk1", "tile_{}_bm40_bn64_bk32_wm1_wn2_wk1")
+FLAT = ("tile_{}_bm32_bn64_bk16_wm1_wn2_wk1", "tile_{}_bm32_bn64_bk32_wm1_wn2_wk1")
+SMALL = "tile_{}_bm32_bn32_bk32_wm2_wn2_wk1"
 CHOICES = [
     # m, n, k, batch, b along k: what a chip of 10 cores runs, in f32 and in f16 and bf16 where that differs
     ((1, 300, 40, 1, True), "skinny_k_{}_r1_p1"),
@@ -309,22 +315,20 @@ CHOICES = [
     ((300, 4, 40, 1, True), "skinny_k_{}_r4_p1"),  # swapped, and a is along k
     ((1, 300, 40, 1, False), "skinny_n_{}_r1"),
     ((3, 300, 40, 1, False), "skinny_n_{}_r4"),
-    ((5, 300, 40, 1, False), ("tile_{}_bm8_bn64_bk32_wm1_wn4", "tile_{}_bm8_bn64_bk64_wm1_wn4")),
-    ((300, 8, 40, 1, False), ("tile_{}_bm8_bn64_bk32_wm1_wn4", "tile_{}_bm8_bn64_bk64_wm1_wn4")),
-    ((9, 300, 40, 1, True), ("tile_{}_bm16_bn64_bk32_wm1_wn4", "tile_{}_bm16_bn64_bk64_wm1_wn4")),
-    ((16, 16, 40, 15, True), ("tile_{}_bm16_bn64_bk32_wm1_wn4", "tile_{}_bm16_bn64_bk64_wm1_wn4")),
+    ((5, 300, 40, 1, False), FEWEST),
+    ((300, 8, 40, 1, False), FEWEST),
+    ((9, 640, 40, 1, True), FEW),
+    ((16, 16, 40, 15, True), FEWEST),
     ((16, 16, 40, 16, True), "packed_{}_bm16_bn16_bk16"),
-    ((32, 64, 8, 1, True), "tile_{}_bm32_bn32_bk32_wm2_wn2"),
-    ((32, 40 * 64, 8, 1, True), "tile_{}_bm32_bn64_bk16_wm1_wn2"),
-    ((40 * 64, 32, 8, 1, True), "tile_{}_bm64_bn32_bk32_wm2_wn2"),
-    ((100, 100, 8, 1, True), "tile_{}_bm32_bn32_bk32_wm2_wn2"),
-    ((100, 33, 8, 1, False), ("tile_{}_bm32_bn32_bk16_wm2_wn2", "tile_{}_bm32_bn32_bk32_wm2_wn2")),
-    ((100, 32, 8, 1, False), "tile_{}_bm32_bn32_bk16_wm2_wn2"),
-    ((8 * 64, 5 * 64, 8, 1, True), ("tile_{}_bm64_bn64_bk16_wm2_wn2", "tile_{}_bm64_bn32_bk32_wm2_wn2")),
-    ((8 * 64, 5 * 64, 8, 1, False), ("tile_{}_bm64_bn64_bk16_wm2_wn2", "tile_{}_bm64_bn64_bk16_wm1_wn2")),
-    ((4 * 64, 5 * 64, 8, 1, False), ("tile_{}_bm32_bn64_bk16_wm1_wn2", "tile_{}_bm64_bn32_bk32_wm2_wn2")),
-    ((64, 64, 4096, 1, False), ("tile_{}_bm32_bn32_bk16_wm2_wn2", "tile_{}_bm32_bn32_bk32_wm2_wn2")),
-    ((256, 192, 2048, 1, True), ("tile_{}_bm64_bn64_bk16_wm2_wn2", "tile_{}_bm64_bn32_bk32_wm2_wn2")),
+    ((1280, 512, 8, 1, True), (LARGE[0], "tile_{}_bm64_bn32_bk32_wm2_wn2_wk1")),
+    ((1280, 512, 8, 1, False), LARGE),
+    ((200, 1792, 8, 1, True), TALL),
+    ((96, 1280, 8, 1, False), FLAT),
+    ((160, 320, 8, 1, True), SMALL),
+    ((64, 128, 8, 1, True), FEW),
+    ((64, 64, 8, 1, True), FEWEST),
+    ((17, 17, 8, 1, True), SMALL),
+    ((17, 33, 1024, 1, False), SMALL),  # k split
 ]
 
 
@@ -363,7 +367,7 @@ def test_every_kernel_is_reached_by_a_choice():
     gated = {
         label.split("?")[0]
         for dtype in DTYPE_IDS
-        for m, n in [(1, 40), (4, 40), (8, 40), (9, 40), (40 * 64, 32)]
+        for m, n in [(1, 40), (4, 40), (8, 40), (32, 40), (40 * 64, 32)]
         for label in launched(
             lambda d=dtype, m=m, n=n: mpskernels.gated_linear(
                 *to_mps((random(m, 8, dtype=d), random(n, 8, dtype=d), random(n, 8, dtype=d)))
@@ -373,8 +377,8 @@ def test_every_kernel_is_reached_by_a_choice():
     }
     # fp32 by a Max chip's choice only
     assert built - reached - gated <= {
-        "matmul_tile_f16_bm64_bn64_bk16_wm2_wn2",
-        "matmul_tile_bf16_bm64_bn64_bk16_wm2_wn2",
+        "matmul_tile_f16_bm64_bn64_bk16_wm2_wn2_wk1",
+        "matmul_tile_bf16_bm64_bn64_bk16_wm2_wn2_wk1",
     }
     assert reached | gated <= built
 

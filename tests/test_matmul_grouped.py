@@ -141,6 +141,14 @@ def test_scatter_sums_rows_in_any_number():
     assert_accurate(out, expected, scale=torch.full_like(expected, 30.0), allowed=4.0)
 
 
+def test_scatter_reads_strided_rows_and_indices():
+    rows, indices = random(70, 2 * 60), torch.randint(-1, 5, (120,), generator=torch.Generator().manual_seed(0)).int()
+    on_mps = to_mps((rows, indices))
+    out = torch.ops.mpsk.grouped_matmul_scatter(on_mps[0].t()[::2], on_mps[1][::2], 5)
+    expected = torch.stack([rows.t()[::2][indices[::2] == t].double().sum(0) for t in range(5)])
+    assert_accurate(out, expected, scale=torch.full_like(expected, 30.0), allowed=4.0)
+
+
 def test_grouped_matmul_compiles_with_its_gradient():
     torch._dynamo.reset()
     compiled = torch.compile(mpskernels.grouped_matmul, fullgraph=True, backend="aot_eager")

@@ -128,8 +128,8 @@ def test_linear_is_one_launch_and_split_k_two():
     x, weight = to_mps((random(64, 40), random(96, 40)))
     labels, _ = launched("linear", lambda: mpskernels.linear(x, weight, x.new_ones(96), activation="gelu"))
     assert len(labels) == 1
-    x, weight = to_mps((random(64, 4000), random(96, 4000)))
-    labels, _ = launched("linear", lambda: mpskernels.linear(x, weight, x.new_ones(96), activation="gelu"))
+    x, weight = to_mps((random(17, 4000), random(33, 4000)))
+    labels, _ = launched("linear", lambda: mpskernels.linear(x, weight, x.new_ones(33), activation="gelu"))
     assert {label.split("_f32")[0] for label in labels} == {"matmul_tile", "matmul_sum"}
 
 
@@ -141,9 +141,9 @@ def check_gated(x, w_gate, w_up, activation):
     assert_close(out, gate * up, terms, x.size(-1))
 
 
-@pytest.mark.parametrize(("m", "tile"), [(8, 8), (16, 32), (32, 32), (33, 64)])
+@pytest.mark.parametrize(("m", "tile"), [(8, 16), (16, 16), (32, 32), (64, 64)])
 def test_gated_linear_of_few_rows_takes_tiles_of_few_rows(m, tile):
-    n = 40 * 32 + 1  # tiles of 64 rows fill a chip of 10 cores as well
+    n = 40 * 32  # tiles of 64 rows fill a chip of 10 cores as well
     x, w_gate, w_up = random(m, 24), random(n, 24), random(n, 24, seed=2)
     labels, _ = launched("gated_linear", lambda: mpskernels.gated_linear(*to_mps((x, w_gate, w_up))))
     assert [label.split("_bn")[0] for label in labels] == [f"matmul_gated_f32_bm{tile}"]
@@ -282,6 +282,52 @@ def test_gated_linear_gradient_matches_reference(dtype, activation):
     for shape in [(2, 3, 24), (24,), (300, 24), (0, 24)]:
         weights = [random(40, 24, dtype=dtype, seed=seed) / 5 for seed in (1, 2)]
         check_gradients(gated, stock, (random(*shape, dtype=dtype), *weights))
+
+
+def copies(call):
+    """The copies that torch makes for a call, whoever asks for them."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        out = call()
+    assert any(event.name.startswith("mpsk::") for event in profile.events())
+    return out, [event.name for event in profile.events() if event.name in ("aten::copy_", "aten::clone")]
+
+
+def test_strided_gradients_are_read_where_they_are():
+    for shape, permuted in [((4, 6, 8), (2, 0, 1)), ((3, 1, 40), (1, 2, 0)), ((9,), (0,)), ((), ())]:
+        tensors = [random(*shape, seed=i) for i in range(3)]
+        on_mps = to_mps(tensors)
+        views = [t.permute(permuted) for t in on_mps[:2]]
+        alike = on_mps[2].permute(permuted).contiguous()
+        out, copied = copies(lambda v=views, u=alike: torch.ops.mpsk.gated_linear_backward(*v, u, activation="silu"))
+        assert not copied
+        grad, gate, up = (t.permute(permuted).double() for t in tensors)
+        slope = torch.sigmoid(gate) * (1 + gate * (1 - torch.sigmoid(gate)))
+        torch.testing.assert_close(out[0].cpu().double(), grad * up * slope, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(out[1].cpu().double(), grad * F.silu(gate), rtol=1e-5, atol=1e-6)
+    grad, preactivation = random(30, 70), random(70, 30, seed=1)
+    moved = to_mps((grad, preactivation))
+    (of_sum, of_bias), copied = copies(
+        lambda: torch.ops.mpsk.linear_backward(moved[0].t(), moved[1], activation="relu", bias=True),
+    )
+    assert not copied
+    expected = grad.t() * (preactivation > 0)
+    assert torch.equal(of_sum.cpu(), expected)
+    torch.testing.assert_close(of_bias.cpu(), expected.sum(0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(33, 40, 24), (96, 64, 48)])
+@pytest.mark.parametrize(("first", "second"), [(False, True), (True, False), (True, True)])
+def test_add_matmuls_reads_unlike_strides(m, n, k, first, second):
+    def operand(rows, columns, transposed, seed):
+        return random(columns, rows, seed=seed).t() if transposed else random(rows, columns, seed=seed)
+
+    args = [operand(m, k, first, 0), random(k, n, seed=1), operand(m, k, second, 2), operand(k, n, True, 3)]
+    moved = [t.t().to("mps").t() if t.stride(0) == 1 else t.to("mps") for t in args]
+    assert [t.stride() for t in moved] == [t.stride() for t in args]
+    out, copied = copies(lambda: torch.ops.mpsk.add_matmuls(*moved))
+    assert not copied
+    a, b, c, d = (t.double() for t in args)
+    torch.testing.assert_close(out.cpu().double(), a @ b + c @ d, rtol=1e-5, atol=1e-4)
 
 
 def test_backward_launches_only_what_is_needed():

@@ -41,7 +41,7 @@ namespace mpsk {
 struct Device {
   std::string name;  // "Apple M4 Pro"
   int family;        // the newest Apple GPU family it supports: 7 is M1, 8 M2, 9 M3 and M4, 10 M5
-  int cores;         // GPU cores, about: those of the largest of its class, as Metal tells no number
+  int cores;         // GPU cores, about: those of the largest version of that name
 };
 const Device& device();
 

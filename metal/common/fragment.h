@@ -41,7 +41,8 @@ inline float row_sum(float value) {
 
 // Loads a fragment whose rows (transposed: whose columns) are `pitch` elements apart in threadgroup memory.
 template <typename T>
-inline void load_frag(thread frag<T>& f, const threadgroup T* source, int pitch, bool transposed) {
+inline __attribute__((always_inline)) void load_frag(thread frag<T>& f, const threadgroup T* source, int pitch,
+                                                     bool transposed) {
   if (transposed) {
     simdgroup_load(f, source, pitch, ulong2(0, 0), true);
   } else {

@@ -13,11 +13,11 @@ constexpr int vector_elements() {
   return 16 / sizeof(T);
 }
 
-// Elements between the rows of a tile. The 16 bytes of padding keep rows aligned for vectors and put the rows of a
-// fragment into different banks.
+// Elements between the rows of a tile: an odd number of 16 bytes, which keeps rows aligned for vectors and puts the
+// rows of a fragment into different banks.
 template <typename T>
 constexpr int tile_pitch(int columns) {
-  return columns + vector_elements<T>();
+  return (columns / vector_elements<T>() | 1) * vector_elements<T>();
 }
 
 // Threadgroup memory of a tile in uint4, the type that tiles are declared with because it aligns them to 16 bytes.
@@ -31,6 +31,7 @@ struct strided_rows {
   long stride;
   int count;  // rows at or past it do not exist
   bool has(int r) const { return r < count; }
+  bool has_all(int rows) const { return count >= rows; }
   long offset(int r) const { return r * stride; }
 };
 
@@ -41,6 +42,7 @@ struct gathered_rows {
   int count;
   uint limit;  // rows of the matrix
   bool has(int r) const { return r < count && uint(indices[r]) < limit; }
+  bool has_all(int) const { return false; }  // each index would have to be looked up
   long offset(int r) const { return indices[r] * stride; }
 };
 
@@ -52,14 +54,27 @@ inline int count_in_tile(ulong end, int size) { return int(min(end, ulong(size))
 // of `tile`. What does not exist, and columns at or past column_count, are not read and become zero. `vectors` promises
 // column_stride == 1 and 16-byte aligned rows.
 template <typename T, int tile_rows, int tile_columns, int threads, typename Rows>
-void load_tile(threadgroup uint4* tile, const device T* source, Rows rows, long column_stride, int column_count,
-               bool vectors, uint thread_index) {
+inline __attribute__((always_inline)) void load_tile(threadgroup uint4* tile, const device T* source, Rows rows,
+                                                     long column_stride, int column_count, bool vectors,
+                                                     uint thread_index) {
   constexpr int vector = vector_elements<T>();
   constexpr int pitch = tile_pitch<T>(tile_columns);
   threadgroup T* elements = (threadgroup T*)tile;
-  if (vectors) {
-    constexpr int row_vectors = tile_columns / vector;
-    for (int v = int(thread_index); v < tile_rows * row_vectors; v += threads) {
+  constexpr int row_vectors = tile_columns / vector;
+  constexpr int all = tile_rows * row_vectors;
+  if (vectors && column_count == tile_columns && rows.has_all(tile_rows)) {
+    // Most tiles, without a check for each vector: those would cost more instructions than all else here.
+#pragma clang loop unroll(full)
+    for (int first = 0; first < all; first += threads) {
+      const int v = first + int(thread_index);
+      if (first + threads <= all || v < all) {
+        const int r = v / row_vectors;
+        const int c = v % row_vectors * vector;
+        *(threadgroup uint4*)(elements + r * pitch + c) = *(const device uint4*)(source + rows.offset(r) + c);
+      }
+    }
+  } else if (vectors) {
+    for (int v = int(thread_index); v < all; v += threads) {
       const int r = v / row_vectors;
       const int c = v % row_vectors * vector;
       const bool exists = rows.has(r);
@@ -92,8 +107,9 @@ void load_tile(threadgroup uint4* tile, const device T* source, Rows rows, long 
 
 // The same for rows and columns that are a stride apart each, of which row_count and column_count exist.
 template <typename T, int tile_rows, int tile_columns, int threads>
-void load_tile(threadgroup uint4* tile, const device T* source, long row_stride, long column_stride, ulong row_count,
-               ulong column_count, bool vectors, uint thread_index) {
+inline __attribute__((always_inline)) void load_tile(threadgroup uint4* tile, const device T* source, long row_stride,
+                                                     long column_stride, ulong row_count, ulong column_count,
+                                                     bool vectors, uint thread_index) {
   load_tile<T, tile_rows, tile_columns, threads>(
       tile, source, strided_rows{row_stride, count_in_tile(row_count, tile_rows)}, column_stride,
       count_in_tile(column_count, tile_columns), vectors, thread_index);

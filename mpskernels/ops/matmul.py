@@ -285,7 +285,7 @@ def _gated_linear_backward(ctx, grad: torch.Tensor, *_) -> tuple[torch.Tensor | 
     needs_x, needs_gate, needs_up, _ = ctx.needs_input_grad
     if grad is None:
         return None, None, None, None
-    of_gate, of_up = ops.gated_linear_backward(_rows(grad), _rows(gate), _rows(up), activation=ctx.activation)
+    of_gate, of_up = map(_rows, ops.gated_linear_backward(grad, gate, up, activation=ctx.activation))
     of_x = of_w_gate = of_w_up = None
     if needs_x:
         of_x = ops.add_matmuls(of_gate, w_gate, of_up, w_up).reshape(x.shape)

@@ -15,7 +15,7 @@ PRODUCTS = [
     for op, m, n, k in [
         ("linear", 291, 200, 64),
         ("linear", 16, 136, 1600),
-        ("linear", 1, 200, 1100),
+        ("linear", 1, 200, 1104),
         ("gated_linear", 130, 72, 1088),
         ("gated_linear", 4, 72, 256),
         ("of_x", 197, 136, 96),
@@ -32,15 +32,19 @@ NORMS = [
 ]
 
 
+def extrapolated(product):
+    return light.extrapolated(product, light.launched(product))
+
+
 @pytest.mark.parametrize("product", PRODUCTS + NORMS, ids=lambda product: str(product).strip().replace(" ", "-"))
 def test_extrapolated_counts_are_those_of_a_whole_run(product):
     with simulator.profile() as p:
         product.run()
-    assert light.extrapolated(product) == p.dispatches
+    assert extrapolated(product) == p.dispatches
 
 
 def test_products_here_split_k_and_have_edges():
-    found = [light.extrapolated(product) for product in PRODUCTS]
+    found = [extrapolated(product) for product in PRODUCTS]
     assert {len(dispatches) for dispatches in found} == {1, 2}
     kernels = {dispatches[0].kernel.partition("_f16")[0] for dispatches in found}
     assert {"matmul_tile", "matmul_gated", "matmul_skinny_k"} <= kernels
@@ -85,13 +89,46 @@ def test_list_is_complete():
             "of_gated_x",
             "of_weight",
         }
-    assert {light.class_of(chip) for chip in CHIPS.values()} == set(light.CLASSES)
-    assert all(light.class_of(find(key)) == kind for kind, key in light.CLASSES.items())
+    for dtype in light.DTYPES:
+        assert {product.dtype for product in light.products(dtype)} == {dtype}
+        assert len(light.products(dtype)) == len(products)
+
+
+def test_chips_share_counts_only_where_the_glue_cannot_tell_them_apart():
+    for chip in CHIPS.values():
+        alike = find(light.grids_of(chip))
+        assert (alike.gpu_cores, bool(alike.tensor_tflops)) == (chip.gpu_cores, bool(chip.tensor_tflops))
+    assert light.grids_of(find("m4")) != light.grids_of(find("m5"))
+
+
+def test_a_row_is_out_of_reach_where_one_launch_takes_longer_than_the_goal_allows():
+    chip = find("m3ultra")
+    job = light.Product("", "linear", 1, 256, 256)
+    row = light.row_of(job, extrapolated(job), chip)
+    assert row.out_of_reach
+    assert not row.met
+    assert row.attainable == pytest.approx((job.bytes_read + job.bytes_written) / 737.1e9 / 2.6e-6)
+    assert row.fraction <= row.attainable
+    job = light.Product("", "linear", 1, 4096, 4096)
+    assert not light.row_of(job, extrapolated(job), chip).out_of_reach
+    assert " 1 " in light.summary({chip: [row]}).splitlines()[1]
+    assert "out of reach" in light.details([row])
+
+
+def test_float32_is_held_against_simdgroup_matrix_on_m5():
+    chip = find("m5")
+    sizes = ("linear", 512, 512, 512)
+    job, half = light.Product("", *sizes, dtype="f32"), light.Product("", *sizes)
+    found = extrapolated(job)
+    flops = 2 * 512**3
+    assert light.row_of(job, found, chip).attainable == pytest.approx(flops / (chip.matrix_tflops * 1e12) / 2.6e-6)
+    assert light.row_of(half, found, chip).attainable < light.row_of(job, found, chip).attainable
+    assert job.bytes_read == 2 * half.bytes_read
 
 
 def test_tables_name_the_worst_row_and_the_mean():
     jobs = [light.Product("a", "linear", 4096, 4096, 4096), light.Product("b", "linear", 1, 4096, 4096)]
-    found = [light.extrapolated(job) for job in jobs]
+    found = [extrapolated(job) for job in jobs]
     chip = find("m4")
     rows = [light.row_of(job, dispatches, chip) for job, dispatches in zip(jobs, found, strict=True)]
     assert [row.limit for row in rows] == ["flops", "bytes"]

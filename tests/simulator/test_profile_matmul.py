@@ -1,0 +1,118 @@
+"""Counts of matrix products: what must be multiplied and moved, and next to nothing else."""
+
+import math
+import re
+
+import pytest
+import torch
+
+import mpskernels
+from bench import light
+from mpskernels import _C, simulator
+from mpskernels.simulator.chips import find
+
+pytestmark = pytest.mark.skipif(not _C.tensor_units_problem(), reason="M5 chooses other kernels")
+
+DTYPES = pytest.mark.parametrize("dtype", light.DTYPES.values(), ids=light.DTYPES)
+BUSY_SIMDGROUPS = 11  # of a core, without which it waits: matmul_busy_simdgroups
+
+
+def product(m, n, k, dtype, *, a_along_m=False, b_along_k=True):
+    """Operands without values: what the kernels do does not depend on them."""
+    a = torch.empty((k, m) if a_along_m else (m, k), dtype=dtype, device="mps")
+    b = torch.empty((n, k) if b_along_k else (k, n), dtype=dtype, device="mps")
+    return a.t() if a_along_m else a, b.t() if b_along_k else b
+
+
+def dispatches(call, only=None):
+    with simulator.profile(only=only) as profile:
+        call()
+        torch.mps.synchronize()
+    return profile.dispatches
+
+
+def tile(dispatch):
+    """bm, bn, wk of its kernel."""
+    return [int(re.search(rf"_{key}(\d+)", dispatch.kernel)[1]) for key in ("bm", "bn", "wk")]
+
+
+@DTYPES
+@pytest.mark.parametrize("n", [320, 704])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 8, 16])
+def test_few_rows_read_each_weight_once_in_one_launch(rows, n, dtype):
+    x, weight = product(rows, n, 2048, dtype)
+    [dispatch] = dispatches(lambda: mpskernels.matmul(x, weight))
+    of_x, of_weight = x.numel() * dtype.itemsize, weight.numel() * dtype.itemsize
+    assert dispatch.device_read_unique == of_x + of_weight
+    # Each threadgroup reads x once; with three rows, the last twice.
+    asked = dispatch.device_read - dispatch.groups * of_x * (4 / 3 if rows == 3 else 1)
+    assert of_weight <= asked <= 1.02 * of_weight
+    assert dispatch.coalescing >= 0.95
+    loads = dispatch.device_read / (16 * 32)
+    assert loads <= dispatch.device_accesses <= 1.1 * loads
+
+
+GRIDS = [(1280, 512), (200, 1792), (154, 2048), (96, 1280), (160, 320), (64, 128), (64, 64), (33, 40)]
+
+
+@DTYPES
+@pytest.mark.parametrize(("m", "n"), GRIDS)
+@pytest.mark.parametrize("k", [72, 154])
+def test_fragments_are_multiplied_once_for_each_that_the_tiles_hold(m, n, k, dtype):
+    [dispatch] = dispatches(lambda: mpskernels.matmul(*product(m, n, k, dtype)), only=0)
+    bm, bn, _ = tile(dispatch)
+    assert dispatch.matrix_operations == bm // 8 * bn // 8 * math.ceil(k / 8)
+
+
+@DTYPES
+@pytest.mark.parametrize("b_along_k", [False, True])
+@pytest.mark.parametrize("a_along_m", [False, True])
+@pytest.mark.parametrize(("m", "n"), GRIDS)
+def test_tiles_are_loaded_without_bank_conflicts(m, n, a_along_m, b_along_k, dtype):
+    operands = product(m, n, 256, dtype, a_along_m=a_along_m, b_along_k=b_along_k)
+    [dispatch] = dispatches(lambda: mpskernels.matmul(*operands), only=0)
+    assert dispatch.bank_cycles_ideal > 0
+    assert dispatch.bank_conflicts <= 1.1
+
+
+@DTYPES
+@pytest.mark.parametrize("b_along_k", [False, True])
+def test_a_large_product_asks_for_what_its_tiles_need(b_along_k, dtype):
+    m, n, k = 1280, 512, 64
+    [dispatch] = dispatches(lambda: mpskernels.matmul(*product(m, n, k, dtype, b_along_k=b_along_k)))
+    bm, bn, _ = tile(dispatch)
+    assert bm * bn >= 2048
+    assert dispatch.matrix_operations == m * n * k // 512
+    assert dispatch.device_bytes <= 1.05 * dtype.itemsize * (m * n * k * (1 / bm + 1 / bn) + m * n)
+
+
+@pytest.mark.parametrize("dtype", light.DTYPES)
+def test_grids_keep_every_core_busy_whenever_the_sizes_allow_it(dtype):
+    """On the sizes of real models: the smallest tiles are 16x16, with eight simdgroups each."""
+    cores = find().gpu_cores
+    for job in light.products(dtype):
+        dispatch = light.launched(job)[0]
+        allowed = math.ceil(job.m / 16) * math.ceil(job.n / 16) * 8
+        launched = dispatch.groups * dispatch.simdgroups_per_threadgroup
+        assert launched >= min(allowed, cores * BUSY_SIMDGROUPS), job
+
+
+def test_shares_of_the_depth_are_added_up_without_another_launch():
+    found = dispatches(lambda: mpskernels.matmul(*product(16, 1024, 4096, torch.float16)), only=0)
+    assert [tile(dispatch)[2] > 1 for dispatch in found] == [True]
+    assert found[0].barriers == 2 * 4096 // 128 + 2
+
+
+def test_threadgroup_memory_is_what_the_choice_reckons_with():
+    """matmul_select.h counts rows an odd number of 16 bytes apart, in the larger of both orientations."""
+    for dtype in light.DTYPES.values():
+        for m, n in GRIDS:
+            [dispatch] = dispatches(lambda m=m, n=n, dtype=dtype: mpskernels.matmul(*product(m, n, 64, dtype)), only=0)
+            bm, bn, _ = tile(dispatch)
+            bk = int(re.search(r"_bk(\d+)", dispatch.kernel)[1])
+
+            def bytes_of(rows, columns, itemsize=dtype.itemsize):
+                return rows * ((columns * itemsize // 16) | 1) * 16
+
+            of_a = max(bytes_of(bm, bk), bytes_of(bk, bm))
+            assert dispatch.threadgroup_memory == of_a + max(bytes_of(bk, bn), bytes_of(bn, bk))
