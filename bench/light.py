@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -206,6 +207,9 @@ def norms(dtype: str = "f16") -> list[Norm]:
     return [Norm(op, *size, dtype) for op in all_ops for size in sizes]
 
 
+JOBS = {"products": products, "norms": norms}
+
+
 def _empty(dtype: str, *sizes: int) -> torch.Tensor:
     return torch.empty(sizes, dtype=DTYPES[dtype], device="mps")
 
@@ -323,10 +327,10 @@ def geometric_mean(rows: list[Row]) -> float:
 # --- Counts, each chip's in a process of its own, as a process simulates one chip ---
 
 
-def count(dtype: str, with_norms: bool, shared: Path) -> list[list[dict]]:
-    """Of products, then of norms. What another process has counted of the same grids lies in the folder `shared`."""
+def count(jobs: list[Product] | list[Norm], shared: Path) -> list[list[dict]]:
+    """What another process has counted of the same grids lies in the folder `shared`."""
     found = []
-    for job in [*products(dtype), *(norms(dtype) if with_norms else [])]:
+    for job in jobs:
         dispatches = launched(job)
         grids = f"{job}{[(d.kernel, d.threadgroups) for d in dispatches]}"
         known = shared / hashlib.sha256(grids.encode()).hexdigest()
@@ -348,14 +352,13 @@ def grids_of(chip: Chip) -> str:
     return alike[0].key
 
 
-def counted(chips: list[Chip], dtype: str, with_norms: bool) -> dict[str, list[list[Dispatch]]]:
-    """Of products, followed by norms, by chip that `grids_of` names."""
-    keys = list(dict.fromkeys(grids_of(chip) for chip in chips))
+def rows_of_chips(what: str, chips: Iterable[Chip] = CHIPS.values(), dtype: str = "f16") -> dict[Chip, list[Row]]:
+    """What is predicted of all "products" or "norms" on each chip."""
+    jobs = JOBS[what](dtype)
 
     def child(key: str) -> list[list[Dispatch]]:
         environment = os.environ | {"MPSK_SIMULATE": key, "MPSK_THREADS": "1"}
-        command = [sys.executable, "-m", "bench.light", "--dtype", dtype, "--count", shared]
-        command += ["--norms"] if with_norms else []
+        command = [sys.executable, "-m", "bench.light", "--dtype", dtype, "--count", what, shared]
         text = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
         tuples = ("threadgroups", "threads_per_threadgroup")
         return [
@@ -363,8 +366,13 @@ def counted(chips: list[Chip], dtype: str, with_norms: bool) -> dict[str, list[l
             for dispatches in json.loads(text)
         ]
 
+    keys = list(dict.fromkeys(grids_of(chip) for chip in chips))
     with tempfile.TemporaryDirectory() as shared, ThreadPoolExecutor(2) as pool:
-        return dict(zip(keys, pool.map(child, keys), strict=True))
+        counted = dict(zip(keys, pool.map(child, keys), strict=True))
+    return {
+        chip: [row_of(job, found, chip) for job, found in zip(jobs, counted[grids_of(chip)], strict=True)]
+        for chip in chips
+    }
 
 
 # --- Tables ---
@@ -438,32 +446,21 @@ def main() -> int:
     parser.add_argument("--only", choices=CHIPS, nargs="+", metavar="CHIP", help="these chips alone, and no norms")
     parser.add_argument("--dtype", choices=DTYPES, default="f16")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a picture into FILE")
-    parser.add_argument("--count", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--norms", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--count", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     dtype = asked.dtype
     if asked.count:
-        json.dump(count(dtype, asked.norms, asked.count), sys.stdout)
+        what, shared = asked.count
+        json.dump(count(JOBS[what](dtype), Path(shared)), sys.stdout)
         return 0
     keys = dict.fromkeys([*asked.only, *([asked.chip] if asked.chip else [])]) if asked.only else CHIPS
     chips = [CHIPS[key] for key in keys]
-    found = counted(chips, dtype, with_norms=not asked.only)
-    jobs = products(dtype)
-    of_products = {
-        chip: [row_of(job, dispatches, chip) for job, dispatches in zip(jobs, found[grids_of(chip)], strict=False)]
-        for chip in chips
-    }
+    of_products = rows_of_chips("products", chips, dtype)
     print(HEAD.format(dtype=dtype))
-    print(f"\nProducts: {len(jobs)} sizes\n{summary(of_products)}")
+    print(f"\nProducts: {len(products())} sizes\n{summary(of_products)}")
     of_norms: dict[Chip, list[Row]] = {chip: [] for chip in chips}
     if not asked.only:
-        of_norms = {
-            chip: [
-                row_of(norm, dispatches, chip)
-                for norm, dispatches in zip(norms(dtype), found[grids_of(chip)][len(jobs) :], strict=True)
-            ]
-            for chip in chips
-        }
+        of_norms = rows_of_chips("norms", chips, dtype)
         print_norms(of_norms)
     if asked.chip:
         chip = CHIPS[asked.chip]

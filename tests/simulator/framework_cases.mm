@@ -16,7 +16,7 @@
 #include <vector>
 
 namespace mpsk {
-using Compile = std::string (*)(const std::string& source, const std::string& math_mode);
+using Compile = std::string (*)(const std::string& source, const std::string& std, const std::string& math_mode);
 void set_compiler(Compile compile);
 }  // namespace mpsk
 
@@ -763,8 +763,8 @@ const std::vector<std::pair<const char*, Case>> cases = {
     {"source_compiles_in_the_mode_asked",
      [] {
        static std::string modes;
-       mpsk::set_compiler([](const std::string&, const std::string& mode) {
-         modes += mode + " ";
+       mpsk::set_compiler([](const std::string&, const std::string& std, const std::string& mode) {
+         modes += std + ' ' + mode + ' ';
          return std::string(getenv("METALLIB"));
        });
        MTLCompileOptions* options = [[MTLCompileOptions new] autorelease];
@@ -777,6 +777,8 @@ const std::vector<std::pair<const char*, Case>> cases = {
          opened = opened && compile(options);
        }
        options.fastMathEnabled = NO;
+       opened = opened && compile(options);
+       options.languageVersion = MTLLanguageVersion4_0;
        opened = opened && compile(options);
        mpsk::set_compiler(nullptr);
        return modes + (opened ? "opened" : "not opened");

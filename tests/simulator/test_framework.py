@@ -91,7 +91,10 @@ WORKS = {
     "pipeline_facts": "limited 64 32 16384",
     "descriptor_limits_threads": "mine 128",
     "library_from_data": "1",
-    "source_compiles_in_the_mode_asked": "fast fast safe relaxed fast safe opened",
+    "source_compiles_in_the_mode_asked": "".join(
+        f"metal3.1 {mode} " for mode in ("fast", "fast", "safe", "relaxed", "fast", "safe")
+    )
+    + "metal4.0 safe opened",
     "block_lets_an_exception_out": LEFT_A_BLOCK + "out of the block, and on",
     "inner_block_lets_an_exception_out": LEFT_A_BLOCK + "out of both",
     "block_lets_an_error_of_torch_out": LEFT_A_BLOCK + "wrong value",
