@@ -53,12 +53,13 @@ def _random(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 
 @functools.cache
 def gemm(dtype: torch.dtype, m: int = 4096, n: int = 4096, k: int = 4096) -> Dispatch:
-    """The product of an m x k and a k x n matrix, from 512 x 512 of its elements."""
+    """The product of an m x k and a k x n matrix, from so much of it that the same kernel is chosen."""
     import mpskernels
 
-    a, b = _random(512, k, dtype=dtype), _random(k, 512, dtype=dtype)
+    rows, columns = 512, min(n, 2048)
+    a, b = _random(rows, k, dtype=dtype), _random(k, columns, dtype=dtype)
     read, written = (m + n) * k * dtype.itemsize, m * n * dtype.itemsize
-    return grown(_one(lambda: mpskernels.matmul(a, b)), m // 512 * (n // 512), read=read, written=written)
+    return grown(_one(lambda: mpskernels.matmul(a, b)), m // rows * (n // columns), read=read, written=written)
 
 
 @functools.cache
@@ -129,7 +130,7 @@ _M3_OR_M4 = "M3 or M4, and cores, not said"
 _OTHERS = "their kernel is further from the peak than ours is predicted"
 
 PUBLISHED = (
-    Published("M1 Pro", 16, "GEMM 4096 fp32", _F32, 4.28, "TFLOP/s", f"{ZZC}, torch 2.7", 0.05),
+    Published("M1 Pro", 16, "GEMM 4096 fp32", _F32, 4.28, "TFLOP/s", f"{ZZC}, torch 2.7", 0.15, _FP32),
     Published("M1 Pro", 16, "GEMM 4096 fp16", _F16, 4.75, "TFLOP/s", f"{ZZC}, torch 2.7", 0.10, _INTEGERS, True),
     Published("M1 Pro", 16, "GEMM 4096 bf16", _BF16, 2.30, "TFLOP/s", f"{ZZC}, torch 2.7", 1.10, _NO_BF16),
     Published("M3 Max", 40, "GEMM 4096 fp32", _F32, 11.5, "TFLOP/s", f"{ZZC}, torch 2.7", 0.15, _FP32),
@@ -146,7 +147,7 @@ PUBLISHED = (
     Published("M3 Ultra", 60, "GEMM bf16, MLX", _BF16, 18.9, "TFLOP/s", "mlx#3196", 0.10),
     Published("M3 Ultra", 80, "GEMM fp16, MLX", _F16, 17.4, "TFLOP/s", "Rapid-MLX#258", 0.55, _OTHERS),
     Published(
-        "M2 Ultra", 76, "GEMM 4096 fp32, MLX", _F32, 20.46, "TFLOP/s", "mlx#424", 0.10, "76 or 60 cores not said"
+        "M2 Ultra", 76, "GEMM 4096 fp32, MLX", _F32, 20.46, "TFLOP/s", "mlx#424", 0.20, f"{_FP32}; cores not said"
     ),
     Published("M5 Max", 40, "GEMM 4096 bf16, no matmul2d", _BF16, 15.3, "TFLOP/s", "mlx#3838", 0.05, "", True),
     Published("M1 Max", 32, "attention d64 fp16", _D64, 86, "% of ALUs", MFA, 0.15),

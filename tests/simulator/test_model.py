@@ -27,35 +27,36 @@ def counts(**given) -> profiler.Dispatch:
 
 
 def gemm(m: int, n: int, k: int) -> profiler.Dispatch:
-    """matmul_tile at 64x64x16 with two simdgroups, on row-major halves, of sizes that are multiples of the tile's."""
-    tiles = m // 64 * (n // 64)
-    steps = tiles * k // 16  # of all threadgroups: each loads 64x16 of a and 16x64 of b, and multiplies them
-    stores = tiles * 2 * 8 * 4  # of a simdgroup, one for each of its fragments: two halves for each lane
-    fragments = steps * 2 * 2 * (8 + 4)  # that simdgroups load
+    """matmul_tile at 32x64x32 with two simdgroups, on row-major halves, of sizes that are multiples of the tile's."""
+    tiles = m // 32 * (n // 64)
+    steps = tiles * k // 32  # of all threadgroups: each loads 32x32 of a and 32x64 of b, and multiplies them
+    stores = tiles * 2 * 4 * 4  # of a simdgroup, one for each of its fragments: two halves for each lane
+    fragments = steps * 2 * 4 * (4 + 4)  # that simdgroups load
+    loads = steps * (4 + 8)  # of a simdgroup, of 16 bytes for each lane
     return counts(
-        kernel="matmul_tile_f16_bm64_bn64_bk16_wm1_wn2",
+        kernel="matmul_tile_f16_bm32_bn64_bk32_wm1_wn2_wk1",
         threadgroups=(tiles, 1, 1),
         threads_per_threadgroup=(32, 2, 1),
         threads=64 * tiles,
-        threadgroup_memory=6144,
+        threadgroup_memory=32 * 80 + 64 * 80,  # rows of 80 bytes; b may lie along k
         matrix_flops=2 * m * n * k,
         matrix_operations=m * n * k // 512,
-        instructions=steps * 64 * 100,
-        simd_instructions=steps * 2 * 100,
-        device_read=steps * 2 * 64 * 16 * 2,
+        instructions=steps * 64 * 200,
+        simd_instructions=steps * 2 * 200,
+        device_read=steps * (32 + 64) * 32 * 2,
         device_written=m * n * 2,
         device_read_unique=(m + n) * k * 2,
         device_written_unique=m * n * 2,
-        device_accesses=steps * 8 + stores,
-        # A load of a takes 32 bytes of each of 16 rows, one of b takes 128 of 4; a store has 16 bytes of 8 rows.
-        device_lines=steps * 4 * (16 + 4) + stores * 8,
-        device_lines_ideal=steps * 4 * (4 + 4) + stores,
+        device_accesses=loads + stores,
+        # A load of a takes 64 bytes of each of 8 rows, one of b takes 128 of 4; a store has 16 bytes of 8 rows.
+        device_lines=steps * (4 * 8 + 8 * 4) + stores * 8,
+        device_lines_ideal=loads * 4 + stores,
         threadgroup_read=fragments * 128,
-        threadgroup_written=steps * 2 * 64 * 16 * 2,
-        threadgroup_accesses=steps * 8 + fragments,
-        bank_cycles=steps * 8 * 4 + fragments,
-        bank_cycles_ideal=steps * 8 * 4 + fragments,
-        barriers=2 * k // 16,
+        threadgroup_written=steps * (32 + 64) * 32 * 2,
+        threadgroup_accesses=loads + fragments,
+        bank_cycles=loads * 4 + fragments,
+        bank_cycles_ideal=loads * 4 + fragments,
+        barriers=2 * k // 32,
     )
 
 
@@ -63,7 +64,7 @@ def rms_norm(rows: int) -> profiler.Dispatch:
     """norm_row on rows of 4096 floats with a weight: 256 threads of 16 columns, in vectors, and sums in pairs."""
     simdgroups = rows * 8
     return counts(
-        kernel="norm_row_f32_d16384",
+        kernel="norm_row_f32_d8192",
         threadgroups=(rows, 1, 1),
         threads_per_threadgroup=(256, 1, 1),
         threads=rows * 256,
@@ -252,10 +253,10 @@ def test_necessary_work_sets_the_speed_of_light_alone():
 
 def test_the_busiest_core_decides():
     chip = find("M4")  # 10 cores
-    seconds = [model.predict(gemm(64, 64 * tiles, 8192), chip).seconds for tiles in (10, 11, 20)]
+    seconds = [model.predict(gemm(32, 64 * tiles, 8192), chip).seconds for tiles in (10, 11, 20)]
     assert seconds[1] == pytest.approx(seconds[2])
     assert seconds[0] <= seconds[1]
-    assert model.predict(gemm(64, 64 * 11, 8192), chip).balance == pytest.approx(11 / 20)
+    assert model.predict(gemm(32, 64 * 11, 8192), chip).balance == pytest.approx(11 / 20)
 
 
 def test_occupancy_follows_from_threads_and_threadgroup_memory():
@@ -333,7 +334,7 @@ def test_table_has_a_line_for_each_kind_of_dispatch():
     assert "M4 Max with 40 cores: predicted from counts, not measured" in lines[0]
     assert lines[1].split()[:3] == ["kernel", "times", "threadgroups"]
     assert lines[2].split()[:3] == ["stream", "2", "4096x1x1"]
-    assert lines[3].split()[:3] == [gemm(512, 512, 512).kernel, "1", "64x1x1"]
+    assert lines[3].split()[:3] == [gemm(512, 512, 512).kernel, "1", "128x1x1"]
     assert profiler.Profile([]).table("M1").splitlines()[0].startswith("0 dispatches, 0.0 us on M1 ")
 
 
