@@ -151,6 +151,24 @@ void dispatch(Encoder& encoder, const rope_norm_params& params) {
 
 at::Tensor empty_like(const at::Tensor& tensor) { return at::empty(tensor.sizes(), tensor.options()); }
 
+// The kernel `name` of the tile that the heads take. Gradients are the backward pass's.
+std::shared_ptr<const Pipeline> rows_pipeline(const char* name, const QkNorm& n, bool vectors, bool grad_x,
+                                              bool grad_weights) {
+  return pipeline(c10::str(name, dtype_suffix(n.rope.q), choose_rope_norm(device().family, quads_of(n.rope)).tile),
+                  {{rope_constant_k, "k", n.rope.k.has_value()},
+                   {rope_constant_table, "table", has_table(n.rope)},
+                   {rope_constant_table_f32, "table_f32", has_table_f32(n.rope)},
+                   {rope_constant_positions_i32, "positions_i32", has_positions(n.rope, at::kInt)},
+                   {rope_constant_positions_i64, "positions_i64", has_positions(n.rope, at::kLong)},
+                   {rope_constant_interleaved, "interleaved", n.rope.interleaved},
+                   {rope_constant_table_packs, "table_packs", table_in_vectors(n, vectors)},
+                   {rope_constant_vectors, "vectors", vectors},
+                   {rope_constant_weights, "weights", n.q_weight.has_value()},
+                   {rope_constant_weights_f32, "weights_f32", weights_f32(n)},
+                   {rope_constant_grad_x, "grad_x", grad_x},
+                   {rope_constant_grad_weights, "grad_weights", grad_weights}});
+}
+
 std::tuple<at::Tensor, at::Tensor> forward(const QkNorm& n) {
   check(n);
   const at::Tensor& q = n.rope.q;
@@ -159,18 +177,7 @@ std::tuple<at::Tensor, at::Tensor> forward(const QkNorm& n) {
   if (q_out.numel() == 0 && k_out.numel() == 0) return {q_out, k_out};
   const rope_norm_params params = params_of(n);
   const bool vectors = in_vectors(n, {q, k, n.q_weight, n.k_weight});
-  auto kernel =
-      pipeline(c10::str("rope_norm_rows_", dtype_suffix(q), choose_rope_norm(device().family, quads_of(n.rope)).tile),
-               {{rope_constant_k, "k", k.has_value()},
-                {rope_constant_table, "table", has_table(n.rope)},
-                {rope_constant_table_f32, "table_f32", has_table_f32(n.rope)},
-                {rope_constant_positions_i32, "positions_i32", has_positions(n.rope, at::kInt)},
-                {rope_constant_positions_i64, "positions_i64", has_positions(n.rope, at::kLong)},
-                {rope_constant_interleaved, "interleaved", n.rope.interleaved},
-                {rope_constant_table_packs, "table_packs", table_in_vectors(n, vectors)},
-                {rope_constant_vectors, "vectors", vectors},
-                {rope_constant_weights, "weights", n.q_weight.has_value()},
-                {rope_constant_weights_f32, "weights_f32", weights_f32(n)}});
+  const auto kernel = rows_pipeline("rope_norm_rows_", n, vectors, false, false);
   launch(n.rope.op, [&](Encoder& encoder) {
     encoder.use(kernel);
     bind(encoder, n);
@@ -206,20 +213,7 @@ Gradients backward(const QkNorm& n, const at::Tensor& grad_q, const OptionalTens
     set_strides(params.grad_strides[0], grad_q);
     if (k) set_strides(params.grad_strides[1], *grad_k);
     const bool vectors = in_vectors(n, {q, k, n.q_weight, n.k_weight, grad_q, grad_k});
-    rows_kernel = pipeline(
-        c10::str("rope_norm_backward_", dtype_suffix(q), choose_rope_norm(device().family, quads_of(n.rope)).tile),
-        {{rope_constant_k, "k", k.has_value()},
-         {rope_constant_table, "table", has_table(n.rope)},
-         {rope_constant_table_f32, "table_f32", has_table_f32(n.rope)},
-         {rope_constant_positions_i32, "positions_i32", has_positions(n.rope, at::kInt)},
-         {rope_constant_positions_i64, "positions_i64", has_positions(n.rope, at::kLong)},
-         {rope_constant_interleaved, "interleaved", n.rope.interleaved},
-         {rope_constant_table_packs, "table_packs", table_in_vectors(n, vectors)},
-         {rope_constant_vectors, "vectors", vectors},
-         {rope_constant_weights, "weights", n.q_weight.has_value()},
-         {rope_constant_weights_f32, "weights_f32", weights_f32(n)},
-         {rope_constant_grad_x, "grad_x", grad_x},
-         {rope_constant_grad_weights, "grad_weights", grad_weights}});
+    rows_kernel = rows_pipeline("rope_norm_backward_", n, vectors, grad_x, grad_weights);
   }
   const int64_t columns = q.size(3);
   at::Tensor partials;
