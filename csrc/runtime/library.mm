@@ -203,7 +203,8 @@ std::string tensor_units_problem() {
   return *s.tensor_units_problem;
 }
 
-bool has_tensor_units() { return tensor_units_problem().empty(); }
+// Asked by every product: where the GPU has none, that is known without a lock or a text.
+bool has_tensor_units() { return device().family >= kTensorFamily && tensor_units_problem().empty(); }
 
 std::vector<std::string> function_names() {
   State& s = state();
