@@ -12,10 +12,10 @@ The time is the largest of six terms, as if the kernel overlapped them perfectly
 - threadgroup: bytes of threadgroup memory, and a cycle for each bank conflict;
 - launch: from one small dispatch to the next.
 
-Threadgroups are dealt to cores in turn and the core that gets most decides (the tail); a core holds as many as its
-registers and threadgroup memory allow (occupancy), and too few simdgroups leave latency uncovered, of arithmetic and of
-DRAM. Speed of light is what no kernel can beat: the necessary FLOPs at the matrix rate (those without matrix
-operations: at the ALUs' peak) or the necessary bytes at the bandwidth, with the rates of above.
+Threadgroups go in order to the core that is free first, and the core that is busy longest decides (the tail); a core
+holds as many as its registers and threadgroup memory allow (occupancy), and too few simdgroups leave latency uncovered,
+of arithmetic and of DRAM. Speed of light is what no kernel can beat: the necessary FLOPs at the matrix rate (those
+without matrix operations: at the ALUs' peak) or the necessary bytes at the bandwidth, with the rates of above.
 
 What it leaves out: whether bytes that are requested twice are still in a cache (it takes for granted that they are;
 `dram_uncached` is the other end), registers (64 for each thread are assumed), barriers, atomics and the cost of
@@ -26,6 +26,7 @@ what others have measured.
 
 from __future__ import annotations
 
+import heapq
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -82,8 +83,8 @@ def predict(
     core, clock = chip.core, chip.clock_ghz * 1e9
     simdgroups = dispatch.simdgroups_per_threadgroup
     resident = _resident(dispatch, chip)
-    busiest = math.ceil(dispatch.groups / chip.gpu_cores)  # threadgroups of the core that gets most
-    balance = dispatch.groups / (busiest * chip.gpu_cores)
+    dealt = _deal(dispatch, chip.gpu_cores)
+    balance = 1 / (chip.gpu_cores * max(sum(groups * work for groups, work in runs) for runs in dealt))
     cores = chip.gpu_cores * balance  # so many would be as fast if all were busy to the end
 
     # Cycles of schedulers, of all simdgroups together. A lane that idles costs as much as one that works.
@@ -101,12 +102,7 @@ def predict(
     )
     saturating = max(SCHEDULERS, waits / issued) if issued else SCHEDULERS
 
-    def slowed(threadgroups: int) -> float:
-        """Their time, in threadgroups that a saturated core would finish meanwhile."""
-        return threadgroups / min(1.0, threadgroups * simdgroups / saturating) if threadgroups else 0.0
-
-    rounds, rest = divmod(busiest, resident)
-    alu = issued / dispatch.groups * (rounds * slowed(resident) + slowed(rest)) / (SCHEDULERS * clock)
+    alu = issued * max(_in_rounds(runs, resident, saturating / simdgroups) for runs in dealt) / (SCHEDULERS * clock)
 
     useful = dispatch.device_lines_ideal * LINE_BYTES
     in_flight = min(dispatch.groups, chip.gpu_cores * resident) * simdgroups * LOADS_IN_FLIGHT
@@ -149,6 +145,48 @@ def predict(
         balance=balance,
         dram_uncached=dispatch.device_lines * LINE_BYTES / reached,
     )
+
+
+Runs = tuple[tuple[int, float], ...]  # threadgroups with as much work, and how much: as Dispatch.work
+
+
+def _deal(dispatch: Dispatch, cores: int) -> set[Runs]:
+    """The threadgroups of each core, those of cores with the same ones once: each, in order, goes to the core that is
+    free first. Their work adds up to 1."""
+    total = sum(groups * work for groups, work in dispatch.work) if dispatch.work else 0
+    if not total or len(dispatch.work) == 1:
+        return {((math.ceil(dispatch.groups / cores), 1 / dispatch.groups),)}
+    heap: list[tuple[int, int, Runs]] = [(0, core, ()) for core in range(cores)]  # the core's work comes first
+    for groups, work in dispatch.work:
+        left = groups if work else 0
+        while left:
+            if left >= cores and max(heap)[0] - heap[0][0] <= work:  # each gets one in turn, and again
+                each, left = divmod(left, cores)
+                heap = [(load + each * work, core, (*its, (each, work))) for load, core, its in heap]
+                continue
+            load, core, its = heap[0]
+            heapq.heapreplace(heap, (load + work, core, (*its, (1, work))))
+            left -= 1
+    return {tuple((groups, work / total) for groups, work in its) for _, _, its in heap}
+
+
+def _in_rounds(runs: Runs, resident: int, least: float) -> float:
+    """The time of a core for its threadgroups, `resident` at a time, in that of their work on a saturated core; no
+    round is over before `least` threadgroups of its longest would be."""
+    time = count = total = longest = 0
+    for groups, work in runs:
+        left = groups
+        if count == 0:
+            time += left // resident * max(resident, least) * work
+            left %= resident
+        while left:
+            taken = min(left, resident - count)
+            left -= taken
+            count, total, longest = count + taken, total + taken * work, max(longest, work)
+            if count == resident:
+                time += max(total, least * longest)
+                count = total = longest = 0
+    return time + max(total, least * longest)
 
 
 def _resident(dispatch: Dispatch, chip: Chip) -> int:

@@ -62,6 +62,10 @@ class Dispatch:
     simdgroup_barriers: int
     simd_operations: int  # simd_sum, simd_shuffle, ..., once for each simdgroup
 
+    # Threadgroups in a row that have as much work, how many they are and how much it is for each: instructions issued,
+    # and 16 more for a multiply-accumulate of fragments, and one for 256 FLOP of matmul2d.
+    work: tuple[tuple[int, int], ...]
+
     @property
     def name(self) -> str:
         """The label without the constants that are 0, which may be many."""

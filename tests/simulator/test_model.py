@@ -1,8 +1,10 @@
 """The model of M1 to M5, on counts worked out by hand, so that it does not lean on the profiler."""
 
 import dataclasses
+import itertools
 import json
 import math
+import random
 import re
 import sys
 from pathlib import Path
@@ -22,7 +24,7 @@ ALL_CHIPS = pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
 def counts(**given) -> profiler.Dispatch:
     """A dispatch of those counts, one threadgroup of 32 threads where nothing else is said, and 0 for the rest."""
     zeros = {field.name: 0 for field in dataclasses.fields(profiler.Dispatch)}
-    zeros |= {"kernel": "kernel", "threadgroups": (1, 1, 1), "threads_per_threadgroup": (32, 1, 1)}
+    zeros |= {"kernel": "kernel", "threadgroups": (1, 1, 1), "threads_per_threadgroup": (32, 1, 1), "work": ()}
     return profiler.Dispatch(**zeros | given)
 
 
@@ -259,6 +261,48 @@ def test_the_busiest_core_decides():
     assert model.predict(gemm(32, 64 * 11, 8192), chip).balance == pytest.approx(11 / 20)
 
 
+@pytest.mark.parametrize(
+    ("work", "balance"),
+    [
+        (((20, 5),), 1),
+        (((10, 4), (10, 1)), 1),
+        (((12, 4), (32, 1)), 1),  # two cores have two of the large ones, the others one, and four of the small ones
+        (((32, 1), (12, 4)), 80 / (10 * 11)),
+        (((1, 10), (9, 1)), 19 / 100),
+        (((9, 0), (1, 7), (10, 0)), 1 / 10),
+        (((11, 1),), 11 / 20),
+    ],
+    ids=str,
+)
+def test_each_threadgroup_goes_to_the_core_that_is_free_first(work, balance):
+    groups = sum(count for count, _ in work)
+    dispatch = dataclasses.replace(gemm(32, 64 * groups, 512), work=work)
+    assert model.predict(dispatch, find("M4")).balance == pytest.approx(balance)
+
+
+def test_dealing_many_threadgroups_at_once_is_dealing_them_one_by_one():
+    dice = random.Random(0)
+    for _ in range(50):
+        cores = dice.choice([1, 3, 10])
+        work = tuple((dice.choice([1, 2, 7, 40]), dice.choice([1, 2, 5, 17])) for _ in range(dice.choice([2, 5])))
+        loads = [0] * cores
+        for count, each in work:
+            for _ in range(count):
+                loads[loads.index(min(loads))] += each
+        chip = dataclasses.replace(find("M4"), gpu_cores=cores)
+        dispatch = dataclasses.replace(gemm(32, 64 * sum(count for count, _ in work), 512), work=work)
+        assert model.predict(dispatch, chip).balance == pytest.approx(sum(loads) / (cores * max(loads)))
+
+
+def test_a_large_threadgroup_alone_on_its_core_leaves_latency_uncovered():
+    """Two simdgroups hide nothing by themselves, however little work the other threadgroups have."""
+    chip = dataclasses.replace(find("M4"), gpu_cores=1)
+    alike = dataclasses.replace(gemm(32, 64 * 5, 512), work=((5, 20),))
+    unlike = dataclasses.replace(alike, work=((1, 96), (4, 1)))
+    assert model.predict(unlike, chip).terms["alu"] > 3 * model.predict(alike, chip).terms["alu"]
+    assert model.predict(unlike, chip).terms["matrix"] == pytest.approx(model.predict(alike, chip).terms["matrix"])
+
+
 def test_occupancy_follows_from_threads_and_threadgroup_memory():
     chip = find("M1")
     assert model.predict(stream(1 << 20, threads=1024), chip).resident == 1
@@ -391,6 +435,7 @@ def assert_counted(run, by_hand: profiler.Dispatch, inexact: set[str]) -> None:
 
 # And the label's constants, which are its family's affair.
 COMPILERS = {
+    "work",
     "kernel",
     "f32_flops",
     "f16_flops",
@@ -402,8 +447,8 @@ COMPILERS = {
 
 
 def test_the_profiler_counts_a_product_as_by_hand():
-    a, b = torch.ones(512, 64, dtype=torch.float16).to("mps"), torch.ones(64, 512, dtype=torch.float16).to("mps")
-    assert_counted(lambda: mpskernels.matmul(a, b), gemm(512, 512, 64), COMPILERS)
+    a, b = torch.ones(160, 64, dtype=torch.float16).to("mps"), torch.ones(64, 512, dtype=torch.float16).to("mps")
+    assert_counted(lambda: mpskernels.matmul(a, b), gemm(160, 512, 64), COMPILERS)
 
 
 def test_the_profiler_counts_a_norm_as_by_hand():
@@ -421,6 +466,24 @@ def test_the_profiler_counts_attention_as_by_hand():
 
 def launch() -> None:
     mpskernels.rms_norm(torch.ones(2, 64).to("mps"))
+
+
+def test_the_profiler_counts_the_work_of_each_threadgroup():
+    """Of causal attention, where later queries have more keys; and of experts' rows, which may be none."""
+    q = torch.ones(1, 1, 128, 64, dtype=torch.float16).to("mps")
+    x, w = torch.ones(160, 64).to("mps"), torch.ones(2, 64, 64).to("mps")
+    offsets = torch.tensor([96, 160], dtype=torch.int32).to("mps")
+    with simulator.profile() as p:
+        mpskernels.attention(q, q, q, is_causal=True)
+        mpskernels.grouped_matmul(x, w, offsets)
+    causal, grouped = (d.work for d in p.dispatches)
+    assert [count for count, _ in causal] == [1, 1, 1, 1]
+    amounts = [work for _, work in causal]
+    for earlier, later in itertools.pairwise(amounts):  # 64 multiplications by each of 4 simdgroups, for 32 keys more
+        assert 64 * 4 * 16 < abs(later - earlier) < 1.5 * 64 * 4 * 16
+    for d in p.dispatches:
+        assert sum(count for count, _ in d.work) == d.groups
+    assert grouped[-1][1] < grouped[0][1] / 2  # threadgroups that no group needs
 
 
 def test_profile_counts_its_block_alone_and_in_order():

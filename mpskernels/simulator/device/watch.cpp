@@ -319,6 +319,8 @@ Observation::Observation(const Watch& watch, const Dispatch& dispatch, const mps
   counts_.threadgroups = grid.threadgroups;
   counts_.threads_per_threadgroup = grid.dispatch_threads_per_threadgroup;
   counts_.threads = static_cast<uint64_t>(grid.threads.x) * grid.threads.y * grid.threads.z;
+  if (watch_.profile)
+    work_.resize(static_cast<size_t>(grid.threadgroups.x) * grid.threadgroups.y * grid.threadgroups.z);
   counts_.threadgroup_memory = dispatch.pipeline->function().static_threadgroup_bytes();
   for (size_t bytes : dispatch.threadgroup_bytes) counts_.threadgroup_memory += bytes;
   State& all = state();
@@ -424,6 +426,10 @@ void Observation::finish() {
     for (const auto& word : bits.written) {
       counts_.device_written_unique += static_cast<uint64_t>(std::popcount(word.load()));
     }
+  }
+  for (const uint64_t work : work_) {
+    if (counts_.work.empty() || counts_.work.back().second != work) counts_.work.emplace_back(0, work);
+    ++counts_.work.back().first;
   }
   State& all = state();
   const std::lock_guard lock(all.mutex);
@@ -536,6 +542,8 @@ void Observer::look_over(const Object& object) {
 
 void Observer::begin(const mpsk_group& group, size_t index) {
   group_ = &group;
+  index_ = index;
+  issued_before_ = counts_.issued();
   counters_.assign(threads() * counters_per_lane_, 0);
   ran_.assign(ran_.size(), false);
   std::ranges::fill(here_, nullptr);
@@ -547,6 +555,7 @@ void Observer::begin(const mpsk_group& group, size_t index) {
 void Observer::end() {
   counts_.barriers = std::max(counts_.barriers, group_barriers_);
   count_blocks();
+  if (watch().profile) observation_.work_[index_] = counts_.issued() - issued_before_;
 }
 
 unsigned* Observer::count(mpsk_code& code) {

@@ -49,6 +49,8 @@ struct Counts {
   uint64_t threadgroup_read = 0, threadgroup_written = 0;
   uint64_t threadgroup_accesses = 0, bank_cycles = 0, bank_cycles_ideal = 0;
   uint64_t atomics = 0, barriers = 0, simdgroup_barriers = 0, simd_operations = 0;
+  std::vector<std::pair<uint64_t, uint64_t>> work;  // threadgroups in a row that have as much of it, and how much
+  uint64_t issued() const { return simd_instructions + 16 * matrix_operations + tensor_flops / 256; }
 };
 
 struct Watch {
@@ -120,6 +122,7 @@ class Observation {
     std::vector<std::atomic<uint64_t>> read, written;
   };
   void merge(const Counts& counts);
+  std::vector<uint64_t> work_;  // of each threadgroup
   Watch watch_;
   std::vector<Object> objects_;  // of buffers, by their numbers; 0 is none
   std::vector<size_t> object_of_argument_;
@@ -193,6 +196,8 @@ class Observer {
   std::vector<Range> ranges_;  // of the objects whose reads leave nothing to keep; the others have no bytes here
   const mpsk_group* group_ = nullptr;
   const mpsk_thread* thread_ = nullptr;
+  size_t index_ = 0;            // of the threadgroup
+  uint64_t issued_before_ = 0;  // by the threadgroups before
   uint64_t group_barriers_ = 0;
   uint64_t refused_ = 0;
   std::vector<const mpsk_site*> here_;  // where each thread waits

@@ -212,6 +212,9 @@ py::list dispatches() {
     MPSK_COUNT(simdgroup_barriers)
     MPSK_COUNT(simd_operations)
 #undef MPSK_COUNT
+    py::list work;
+    for (const auto& [groups, each] : counts.work) work.append(py::make_tuple(groups, each));
+    entry["work"] = py::tuple(work);
     result.append(entry);
   }
   return result;
