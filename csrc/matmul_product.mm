@@ -83,23 +83,26 @@ batch_dims broadcast(const at::Tensor& a, const at::Tensor& b, const at::Tensor&
 }
 
 std::string kernel_name(const matmul_kernel& kernel, std::string_view dtype, bool gated) {
-  const std::string tile = c10::str(dtype, "_bm", kernel.bm, "_bn", kernel.bn, "_bk", kernel.bk);
-  const std::string simdgroups = c10::str("_wm", kernel.wm, "_wn", kernel.wn, "_wk", kernel.wk);
+  const std::string tile = c10::str(dtype, "_bm", kernel.bm, "_bn", kernel.bn);
+  const std::string with_k = c10::str(tile, "_bk", kernel.bk);
+  const std::string simdgroups = c10::str("_wm", kernel.wm, "_wn", kernel.wn);
   switch (kernel.is) {
     case matmul_kernel::tile:
-      return c10::str("matmul_tile_", tile, simdgroups);
+      return c10::str("matmul_tile_", with_k, simdgroups, "_wk", kernel.wk);
     case matmul_kernel::gated:
-      return c10::str("matmul_gated_", tile, simdgroups);
+      return c10::str("matmul_gated_", with_k, simdgroups, "_wk", kernel.wk);
     case matmul_kernel::packed:
-      return c10::str("matmul_packed_", tile);
+      return c10::str("matmul_packed_", with_k);
     case matmul_kernel::skinny_k:
       return c10::str("matmul_skinny_k_", dtype, "_r", kernel.bm, "_p", gated ? 2 : 1);
     case matmul_kernel::skinny_n:
       return c10::str("matmul_skinny_n_", dtype, "_r", kernel.bm);
     case matmul_kernel::tensor:
+      return c10::str("matmul_tensor_", tile, simdgroups);
     case matmul_kernel::tensor_gated:
-      return c10::str("matmul_tensor_", gated ? "gated_" : "", dtype, "_bm", kernel.bm, "_bn", kernel.bn, "_wm",
-                      kernel.wm, "_wn", kernel.wn);
+      return c10::str("matmul_tensor_gated_", tile, simdgroups);
+    case matmul_kernel::tensor_gathered:
+      return c10::str("matmul_tensor_gathered_", tile, simdgroups);
   }
   return "";
 }
@@ -219,14 +222,16 @@ at::Tensor launch_product(const matmul_product& product) {
     return along.stride == 1 && across.stride > 0 && across.stride <= max_tensor_pitch;
   };
   const bool tensors =
-      a_vectors && b_vectors && !product.indices.defined() &&
-      fits_tensors(a_along_m ? a_m : a_k, a_along_m ? a_k : a_m) &&
+      b_vectors &&
+      (product.indices.defined() || (a_vectors && fits_tensors(a_along_m ? a_m : a_k, a_along_m ? a_k : a_m))) &&
       fits_tensors(b_along_k ? b_k : b_n, b_along_k ? b_n : b_k) &&
-      (!product.second_a.defined() || a.strides() == product.second_a.strides()) &&
+      (!product.second_a.defined() ||
+       fits_tensors(a_along_m ? second_a_m : second_a_k, a_along_m ? second_a_k : second_a_m)) &&
       (!second_k.size || fits_tensors(b_along_k ? second_k : second_n, b_along_k ? second_n : second_k)) &&
       (a.scalar_type() != at::kFloat || allows_tf32()) && has_tensor_units();
   const matmul_problem problem{.cores = device().cores,
                                .bytes = bytes,
+                               .a_along_m = a_along_m,
                                .b_along_k = b_along_k,
                                .m = grouped_rows ? matmul_ceil_div(a_m.size, std::max<int64_t>(groups, 1)) : a_m.size,
                                .n = b_n.size,
@@ -235,25 +240,26 @@ at::Tensor launch_product(const matmul_product& product) {
                                .gated = gated,
                                .only_tiles = grouped || product.second_a.defined(),
                                .grouped = grouped,
+                               .gathered = product.indices.defined(),
                                .tensors = tensors};
-  const matmul_choice& choice = choose_matmul(problem);
-  const matmul_kernel& kernel = choice.use;
-  int64_t splits = matmul_splits(choice, problem), k_per_split = std::max<int64_t>(a_k.size, 1);
-  if (splits > 1) {  // into whole steps
-    const int64_t step = std::max<int64_t>(kernel.bk, 64);
-    k_per_split = matmul_ceil_div(matmul_ceil_div(a_k.size, splits), step) * step;
-    splits = matmul_ceil_div(a_k.size, k_per_split);
-  }
+  const matmul_plan plan = plan_matmul(problem);
+  const matmul_kernel& kernel = plan.choice->use;
   // The last tile of each group, and of the rows after the last group, may be filled in part.
-  const int64_t tiles_m = grouped_rows ? a_m.size / kernel.bm + groups + 1 : matmul_ceil_div(a_m.size, kernel.bm);
-  const int64_t tiles_n = matmul_ceil_div(b_n.size, kernel.bn);
-  require_supported(tiles_n <= max_tiles / tiles_m, op, "expected at most ", max_tiles, " tiles of ", kernel.bm, "x",
+  const int64_t tiles_m = grouped_rows ? a_m.size / kernel.bm + groups + 1 : plan.tiles_m;
+  const int64_t tiles_n = plan.tiles_n, splits = plan.splits;
+  // Kernels that make tiles find splits along x, the others along y.
+  const bool along_x = makes_tiles(kernel);
+  const int64_t columns = plan.whole_tiles_n + (tiles_n - plan.whole_tiles_n) * (along_x ? splits : 1);
+  require_supported(columns <= max_tiles / tiles_m, op, "expected at most ", max_tiles, " tiles of ", kernel.bm, "x",
                     kernel.bn, " in a product, got ", tiles_m, " x ", tiles_n);
+  const int64_t split_from = std::min(plan.whole_tiles_n * kernel.bn, b_n.size);
+  const int64_t split_outputs = batch * a_m.size * (b_n.size - split_from);
 
   matmul_params params{.m = static_cast<uint64_t>(a_m.size),
                        .n = static_cast<uint64_t>(b_n.size),
                        .k = static_cast<uint64_t>(a_k.size),
-                       .k_per_split = static_cast<uint64_t>(k_per_split),
+                       .split_from = static_cast<uint64_t>(split_from),
+                       .k_per_split = static_cast<uint64_t>(plan.k_per_split),
                        .a_stride_m = a_m.stride,
                        .a_stride_k = a_k.stride,
                        .b_stride_k = b_k.stride,
@@ -277,11 +283,11 @@ at::Tensor launch_product(const matmul_product& product) {
                        .splits = static_cast<uint32_t>(splits),
                        .tiles_m = static_cast<uint32_t>(tiles_m),
                        .tiles_n = static_cast<uint32_t>(tiles_n),
+                       .whole_tiles_n = static_cast<uint32_t>(plan.whole_tiles_n),
                        .band = band,
                        .activation = product.activation,
                        .groups = static_cast<uint32_t>(groups),
-                       .a_rows = static_cast<uint32_t>(product.indices.defined() ? a.size(0) : 0),
-                       .padding = 0};
+                       .a_rows = static_cast<uint32_t>(product.indices.defined() ? a.size(0) : 0)};
   std::ranges::reverse(dims);
   for (size_t d = 0; d < dims.size(); ++d) {
     params.a_batch_strides[d] = dims[d].a_stride;
@@ -291,7 +297,7 @@ at::Tensor launch_product(const matmul_product& product) {
   }
   if (grouped_rows) params.b_batch_strides[0] = b.stride(0);
 
-  const bool partial = splits > 1;
+  const bool partial = splits > 1, finishes = split_from > 0;
   const auto named = [&](const std::string& name) {
     return pipeline(name,
                     {{matmul_constant_a_along_m, "a_along_m", a_along_m},
@@ -299,9 +305,9 @@ at::Tensor launch_product(const matmul_product& product) {
                      {matmul_constant_a_vectors, "a_vectors", a_vectors},
                      {matmul_constant_b_vectors, "b_vectors", b_vectors},
                      {matmul_constant_partial, "partial", partial},
-                     {matmul_constant_bias, "bias", !partial && product.bias.defined()},
-                     {matmul_constant_residual, "residual", !partial && residual.defined()},
-                     {matmul_constant_preactivation, "preactivation", !partial && product.preactivation.defined()},
+                     {matmul_constant_bias, "bias", finishes && product.bias.defined()},
+                     {matmul_constant_residual, "residual", finishes && residual.defined()},
+                     {matmul_constant_preactivation, "preactivation", finishes && product.preactivation.defined()},
                      {matmul_constant_second_a, "second_a", product.second_a.defined()},
                      {matmul_constant_second_b, "second_b", product.second_b.defined()},
                      {matmul_constant_offsets, "offsets", grouped},
@@ -316,7 +322,7 @@ at::Tensor launch_product(const matmul_product& product) {
   at::Tensor partials;
   if (partial) {
     sum = sum_kernel(dtype, product.bias.defined(), residual.defined(), product.preactivation.defined(), gated);
-    partials = at::empty({splits * (gated ? 2 : 1) * outputs}, options.dtype(at::kFloat));
+    partials = at::empty({splits * (gated ? 2 : 1) * split_outputs}, options.dtype(at::kFloat));
   }
   launch(op, [&](Encoder& encoder) {
     const auto finish = [&] {
@@ -338,8 +344,8 @@ at::Tensor launch_product(const matmul_product& product) {
     if (grouped) encoder.tensor(matmul_buffer_offsets, product.offsets);
     if (product.indices.defined()) encoder.tensor(matmul_buffer_indices, product.indices);
     finish();
-    encoder.dispatch({.x = static_cast<size_t>(tiles_m * tiles_n),
-                      .y = static_cast<size_t>(splits),
+    encoder.dispatch({.x = static_cast<size_t>(tiles_m * columns),
+                      .y = static_cast<size_t>(along_x ? 1 : splits),
                       .z = static_cast<size_t>(matmul_ceil_div(batch, kernel.packs))},
                      {.x = 32, .y = static_cast<size_t>(kernel.wm * kernel.wn * kernel.wk * kernel.packs)});
     if (!partial) return;
@@ -347,7 +353,7 @@ at::Tensor launch_product(const matmul_product& product) {
     encoder.use(sum);
     encoder.tensor(matmul_buffer_partials, partials);
     finish();
-    dispatch_elements(encoder, outputs);
+    dispatch_elements(encoder, split_outputs);
   });
   return out;
 }

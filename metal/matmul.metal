@@ -81,7 +81,7 @@ struct tile_part {
 // Grid: as matmul_place.h has it, z by packs. Threadgroup: (32, wm * wn * wk * packs).
 //
 // Threadgroup bytes: sizeof(T) * ((bm + products * bn) * bk + padding of 16 bytes a row), times packs, or what sums
-// take on their way, 4 * (wk - 1) * products * bm * bn, if that is more; the most is 26624, of gated 16x32x128 halves.
+// take on their way, 4 * (wk - 1) * products * bm * bn, if that is more; the most is 30720, of 40x64 with 4 shares.
 //
 // Necessary: 2 m n k FLOP; a and b read once, out written once. What the kernel adds:
 // - a is read ceil(n / bn) times and b ceil(m / bm) times, most of it from cache: m n k (1 / bm + 1 / bn) elements;
@@ -128,7 +128,7 @@ template <typename T, int bm, int bn, int bk, int wm, int wn, int wk, int packs,
     return;  // a whole simdgroup, which meets no other
   }
 
-  const tile_place place = find_place<bm, bn>(group.x, group.y, z, offsets, p, lane);
+  const tile_place place = find_place<bm, bn>(group.x, z, offsets, p, lane);
   if (!place.exists) {
     return;  // the whole threadgroup
   }
@@ -232,8 +232,8 @@ template <typename T, int bm, int bn, int bk, int wm, int wn, int wk, int packs,
 
   // Straight from registers, two elements at a time: 16-byte stores would take a trip through threadgroup memory, that
   // is bm * bn * 4 more bytes of it written and read, and two more barriers.
-  const matmul_result<T> result =
-      result_at(out, partials, bias, residual, preactivation, up, has_offsets && !is_grouped_k ? 0 : z, group.y, p);
+  const matmul_result<T> result = result_at(out, partials, bias, residual, preactivation, up,
+                                            has_offsets && !is_grouped_k ? 0 : z, place.partial, place.split, p);
   const frag_position at = position_in_frag(ushort(lane));
 #pragma clang loop unroll(full)
   for (int i = 0; i < row_frags; ++i) {
@@ -280,8 +280,8 @@ MATMUL_PACKED_VARIANTS(INSTANTIATE_PACKED)
 
 // matmul_sum: adds up what the splits of k left in `partials`, in their order, and finishes it.
 //
-// Grid: x and y together: elements of out, all batches, by matmul_threads. Threadgroup: (matmul_threads).
-// Necessary: 4 * splits bytes read and sizeof(T) written for each element of out; that is all it does.
+// Grid: x and y together: elements of out from column split_from on, all batches, by matmul_threads. Threadgroup:
+// (matmul_threads). Necessary: 4 * splits bytes read and sizeof(T) written for each of them; that is all it does.
 template <typename T>
 [[kernel, max_total_threads_per_threadgroup(matmul_threads)]] void matmul_sum(
     device T* out [[buffer(matmul_buffer_out)]], constant matmul_params& p [[buffer(matmul_buffer_params)]],
@@ -292,7 +292,8 @@ template <typename T>
     device T* up [[buffer(matmul_buffer_up), function_constant(has_preactivation)]],
     uint2 group [[threadgroup_position_in_grid]], uint2 groups [[threadgroups_per_grid]],
     uint thread_index [[thread_index_in_threadgroup]]) {
-  const ulong product = p.m * p.n;
+  const ulong columns = p.n - p.split_from;
+  const ulong product = p.m * columns;
   const ulong all = p.batch * product;
   const ulong element = (ulong(group.y) * groups.x + group.x) * matmul_threads + thread_index;
   if (element >= all) {
@@ -308,8 +309,8 @@ template <typename T>
   }
   const ulong in_product = element % product;
   const matmul_result<T> result =
-      result_at<T>(out, nullptr, bias, residual, preactivation, up, uint(element / product), 0, p);
-  result.store(sums, in_product / p.n, in_product % p.n);
+      result_at<T>(out, nullptr, bias, residual, preactivation, up, uint(element / product), false, 0, p);
+  result.store(sums, in_product / columns, p.split_from + in_product % columns);
 }
 
 #define INSTANTIATE_SUM(dtype, T) \

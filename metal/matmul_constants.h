@@ -41,18 +41,20 @@ template <typename T>
 struct matmul_result {
   epilogue<T> end;
   device float* partials;  // of this split and product of the batch
-  ulong partials_step;     // from there to those of the second of a gated pair
-  ulong n;
+  ulong split_from, split_columns;
+  ulong partials_step;  // from there to those of the second of a gated pair
+  bool partial;
   bool pairs;  // two neighbouring columns may be stored as one
   bool fours;  // four may
   bool plain;  // there is nothing to finish: spares most products the arithmetic of where everything else lies
 
   // Both sums are those of (m, n), or only the first where there is no gated pair.
   void store(float2 sums, ulong row, ulong column) const {
-    if (is_partial) {
-      partials[row * n + column] = sums[0];
+    if (is_partial && partial) {
+      device float* at = partial_at(row, column);
+      at[0] = sums[0];
       if (is_gated) {
-        partials[row * n + column + partials_step] = sums[1];
+        at[partials_step] = sums[1];
       }
     } else {
       end.out[end.out_strides.at(row, column)] = T(finish(sums, row, column));
@@ -64,10 +66,11 @@ struct matmul_result {
     if (!pairs) {
       store(left, row, column);
       store(right, row, column + 1);
-    } else if (is_partial) {
-      *(device float2*)(partials + row * n + column) = float2(left[0], right[0]);
+    } else if (is_partial && partial) {
+      device float* at = partial_at(row, column);
+      *(device float2*)at = float2(left[0], right[0]);
       if (is_gated) {
-        *(device float2*)(partials + row * n + column + partials_step) = float2(left[1], right[1]);
+        *(device float2*)(at + partials_step) = float2(left[1], right[1]);
       }
     } else {
       const float2 both = float2(finish(left, row, column), finish(right, row, column + 1));
@@ -80,17 +83,21 @@ struct matmul_result {
     if (!fours) {
       store(sums[0], sums[1], row, column);
       store(sums[2], sums[3], row, column + 2);
-    } else if (is_partial) {
-      *(device float4*)(partials + row * n + column) = float4(sums[0][0], sums[1][0], sums[2][0], sums[3][0]);
+    } else if (is_partial && partial) {
+      device float* at = partial_at(row, column);
+      *(device float4*)at = float4(sums[0][0], sums[1][0], sums[2][0], sums[3][0]);
       if (is_gated) {
-        *(device float4*)(partials + row * n + column + partials_step) =
-            float4(sums[0][1], sums[1][1], sums[2][1], sums[3][1]);
+        *(device float4*)(at + partials_step) = float4(sums[0][1], sums[1][1], sums[2][1], sums[3][1]);
       }
     } else {
       const float4 all = float4(finish(sums[0], row, column), finish(sums[1], row, column + 1),
                                 finish(sums[2], row, column + 2), finish(sums[3], row, column + 3));
       *(device vec<T, 4>*)(end.out + end.out_strides.at(row, column)) = vec<T, 4>(all);
     }
+  }
+
+  device float* partial_at(ulong row, ulong column) const {
+    return partials + row * split_columns + (column - split_from);
   }
 
   __attribute__((always_inline)) float finish(float2 sums, ulong row, ulong column) const {
@@ -104,7 +111,8 @@ struct matmul_result {
 
 template <typename T>
 matmul_result<T> result_at(device T* out, device float* partials, const device T* bias, const device T* residual,
-                           device T* preactivation, device T* up, uint batch, uint split, constant matmul_params& p) {
+                           device T* preactivation, device T* up, uint batch, bool partial, uint split,
+                           constant matmul_params& p) {
   const ulong product = p.m * p.n;
   matmul_result<T> result;
   result.end.out = out + batch * product;
@@ -127,12 +135,14 @@ matmul_result<T> result_at(device T* out, device float* partials, const device T
   result.end.adds_residual = has_residual;
   result.end.keeps_preactivation = has_preactivation;
   result.partials = partials;
-  result.partials_step = p.batch * product;
-  if (is_partial) {
-    result.partials += (ulong(split) * (is_gated ? 2 : 1) * p.batch + batch) * product;
+  result.partial = partial;
+  result.split_from = p.split_from;
+  result.split_columns = p.n - p.split_from;
+  result.partials_step = p.batch * p.m * result.split_columns;
+  if (is_partial && partial) {
+    result.partials += ulong(split) * (is_gated ? 2 : 1) * result.partials_step + batch * p.m * result.split_columns;
   }
-  result.n = p.n;
-  const bool in_rows = is_partial || p.out_stride_n == 1;
+  const bool in_rows = (is_partial && partial) || p.out_stride_n == 1;
   result.pairs = p.n % 2 == 0 && in_rows;
   result.fours = p.n % 4 == 0 && in_rows;
   result.plain = !(has_bias || has_residual || has_preactivation || is_gated) && p.activation == activation_none;

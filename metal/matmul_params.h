@@ -13,7 +13,7 @@ enum matmul_buffer {
   matmul_buffer_b = 1,
   matmul_buffer_out = 2,
   matmul_buffer_params = 3,
-  matmul_buffer_partials = 4,  // fp32 sums, [split][product][batch][m][n]
+  matmul_buffer_partials = 4,  // fp32 sums, [split][product][batch][m][n - split_from]
   matmul_buffer_bias = 5,
   matmul_buffer_residual = 6,
   matmul_buffer_preactivation = 7,
@@ -30,7 +30,7 @@ enum matmul_constant {
   matmul_constant_b_along_k = 101,  // the shorter stride of b is that of k, not of n
   matmul_constant_a_vectors = 102,  // the shorter stride of a is 1 and all else of it is 16-byte aligned
   matmul_constant_b_vectors = 103,  // the same for b, and for a second b
-  matmul_constant_partial = 104,    // sums go to `partials`, for matmul_sum to finish
+  matmul_constant_partial = 104,    // sums of split columns go to `partials`, for matmul_sum to finish
   matmul_constant_bias = 105,
   matmul_constant_residual = 106,
   matmul_constant_preactivation = 107,  // what the activation is applied to is stored as well
@@ -48,6 +48,7 @@ enum {
   matmul_skinny_k_simdgroups = 4,
   matmul_skinny_n_simdgroups = 8,
   matmul_tensor_k = 256,           // of k that matmul_tensor takes in a step
+  matmul_tensor_gathered_k = 64,   // and matmul_tensor_gathered, whose rows of a pass through threadgroup memory
   matmul_threads = 256,            // of a threadgroup of the kernels that go element by element
   matmul_backward_simdgroups = 8,  // rows that a threadgroup of linear_backward takes at a time
 };
@@ -57,6 +58,7 @@ struct matmul_params {
   uint64_t m;
   uint64_t n;
   uint64_t k;
+  uint64_t split_from;  // the column of out, of whole tiles, from which on k is split; n: none is
   uint64_t k_per_split;
   int64_t a_stride_m;
   int64_t a_stride_k;
@@ -81,20 +83,20 @@ struct matmul_params {
   uint32_t splits;
   uint32_t tiles_m;  // tiles of out
   uint32_t tiles_n;
-  uint32_t band;  // rows of tiles that are walked together
+  uint32_t whole_tiles_n;  // before split_from
+  uint32_t band;           // rows of tiles that are walked together
   uint32_t activation;
   uint32_t groups;  // as offsets has them
   uint32_t a_rows;  // that indices may name
-  uint32_t padding;
 };
 
-static_assert(sizeof(matmul_params) == 408, "no implicit padding");
+static_assert(sizeof(matmul_params) == 416, "no implicit padding");
 #ifndef __METAL_VERSION__
-static_assert(offsetof(matmul_params, a_stride_m) == 32);
-static_assert(offsetof(matmul_params, a_batch_strides) == 144);
-static_assert(offsetof(matmul_params, batch_sizes) == 336);
-static_assert(offsetof(matmul_params, batch_dims) == 368);
-static_assert(offsetof(matmul_params, padding) == 404);
+static_assert(offsetof(matmul_params, a_stride_m) == 40);
+static_assert(offsetof(matmul_params, a_batch_strides) == 152);
+static_assert(offsetof(matmul_params, batch_sizes) == 344);
+static_assert(offsetof(matmul_params, batch_dims) == 376);
+static_assert(offsetof(matmul_params, a_rows) == 412);
 #endif
 
 // linear_backward: gradients of rows x columns elements. The rows of a chunk share a threadgroup.

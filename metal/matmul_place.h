@@ -1,8 +1,9 @@
 // Which part of a product a threadgroup makes, for the kernels that make tiles of out.
 //
 // Grid: x: tiles of out, in bands of several rows of tiles, down each column of a band, so that threadgroups that run
-// at the same time share tiles of both operands in cache; y: splits of k; z: batch, by packs. Where offsets divide the
-// rows, there are enough rows of tiles for any division.
+// at the same time share tiles of both operands in cache; z: batch, by packs. First the columns of tiles whose k is
+// whole, then, once for each split of k, the others: those that cores would otherwise wait for, or all of them. Where
+// offsets divide the rows, there are enough rows of tiles for any division.
 #pragma once
 
 #include <metal_stdlib>
@@ -48,6 +49,8 @@ row_range find_tile(uint tile, const device int* offsets, constant matmul_params
 // A tile of out, and what of the operands it is made of.
 struct tile_place {
   bool exists;
+  bool partial;  // of a split of k
+  uint split;
   ulong first_row, first_column;
   int row_count, column_count;  // of the tile that lie in out
   ulong k, k_end;
@@ -56,16 +59,26 @@ struct tile_place {
 
 // All lanes of a simdgroup look together.
 template <int bm, int bn>
-tile_place find_place(uint tile, uint split, uint z, const device int* offsets, constant matmul_params& p, uint lane) {
+tile_place find_place(uint tile, uint z, const device int* offsets, constant matmul_params& p, uint lane) {
   const bool is_grouped = has_offsets && !is_grouped_k;
-  const uint band = tile / (p.band * p.tiles_n) * p.band;  // its first row of tiles
-  const uint band_rows = min(p.band, p.tiles_m - band);    // the last band may have fewer
-  const uint in_band = tile - band * p.tiles_n;
-  const uint row_tile = band + in_band % band_rows;
+  uint columns = p.whole_tiles_n, first_tile_n = 0;  // of the part of the grid that this tile is in
   tile_place place;
   place.exists = true;
-  place.k = split * p.k_per_split;
-  place.k_end = min(p.k, place.k + p.k_per_split);
+  place.partial = is_partial && tile >= p.tiles_m * p.whole_tiles_n;
+  place.split = 0;
+  if (place.partial) {
+    columns = p.tiles_n - p.whole_tiles_n;
+    first_tile_n = p.whole_tiles_n;
+    tile -= p.tiles_m * p.whole_tiles_n;
+    place.split = tile / (p.tiles_m * columns);
+    tile -= place.split * p.tiles_m * columns;
+  }
+  const uint band = tile / (p.band * columns) * p.band;  // its first row of tiles
+  const uint band_rows = min(p.band, p.tiles_m - band);  // the last band may have fewer
+  const uint in_band = tile - band * columns;
+  const uint row_tile = band + in_band % band_rows;
+  place.k = place.split * p.k_per_split;
+  place.k_end = place.partial ? min(p.k, place.k + p.k_per_split) : p.k;
   row_range rows = {z, ulong(row_tile) * bm, p.m};
   if (is_grouped) {
     rows = find_tile<bm>(row_tile, offsets, p, lane);
@@ -78,7 +91,7 @@ tile_place find_place(uint tile, uint split, uint z, const device int* offsets, 
     place.k_end = max(place.k, ulong(clamp(offsets[z], 0, int(p.k))));
   }
   place.first_row = rows.row;
-  place.first_column = ulong(in_band / band_rows) * bn;
+  place.first_column = ulong(first_tile_n + in_band / band_rows) * bn;
   place.row_count = count_in_tile(rows.row_end - rows.row, bm);
   place.column_count = count_in_tile(p.n - place.first_column, bn);
   place.a_offset = batch_offset(z, p.a_batch_strides, p);

@@ -136,7 +136,7 @@ template <typename T, int rows, int products>
     for (int s = 1; s < simdgroups; ++s) {
       sum += shares[s][thread_index];
     }
-    result_at(out, partials, bias, residual, preactivation, up, group.z, group.y, p).store(sum, m, n);
+    result_at(out, partials, bias, residual, preactivation, up, group.z, is_partial, group.y, p).store(sum, m, n);
   }
 }
 
@@ -225,7 +225,7 @@ template <typename T, int rows>
       for (int s = 0; s < simdgroups; ++s) {
         sum += partial[s][r][c];
       }
-      result_at(out, partials, bias, residual, preactivation, up, group.z, group.y, p)
+      result_at(out, partials, bias, residual, preactivation, up, group.z, is_partial, group.y, p)
           .store(float2(sum, 0.0f), ulong(r), first_column + c);
     }
   }

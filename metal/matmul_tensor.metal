@@ -5,6 +5,7 @@
 #include <metal_stdlib>
 #include <metal_tensor>
 
+#include "common/tile.h"
 #include "matmul_constants.h"
 #include "matmul_params.h"
 #include "matmul_place.h"
@@ -13,65 +14,29 @@
 using namespace metal;
 using namespace mpsk;
 
-// The `rows` x `columns` part of a tile that a simdgroup makes, from row `row` and column `column` of the tile on.
+template <typename T>
+struct tensor_operands {
+  const device T* a;
+  const device T* b;
+  const device T* second_a;
+  const device T* second_b;
+  const device int* indices;
+};
+
+// Where in a tile a simdgroup's part begins; and what its threadgroup shares.
+struct part_of_tile {
+  int row, column;
+  uint thread_index;
+  threadgroup uint4* memory;
+};
+
+// Stores what a simdgroup has summed up: row_count x column_count elements from first_row and first_column on.
 //
-// A lane's elements of the sums are where the chip puts them: each is asked for its place, and four that turn out to be
-// neighbours, in either direction, are stored together. The operands' layout is part of the sums' type, and so of the
-// template.
-template <typename T, int rows, int columns, int products, bool along_m, bool along_k>
-void make_part(const device T* a, const device T* b, const device T* second_a, const device T* second_b,
-               constant matmul_params& p, tile_place place, matmul_result<T> result, int row, int column) {
-  // fp32 operands are rounded to 11 bits of significand there; the glue comes here where torch allows that.
-  constexpr auto descriptor = mpp::tensor_ops::matmul2d_descriptor(
-      rows, columns, static_cast<int>(dynamic_extent), along_m, along_k, is_same_v<T, float>,
-      mpp::tensor_ops::matmul2d_descriptor::mode::multiply_accumulate);
-  mpp::tensor_ops::matmul2d<descriptor, execution_simdgroup> product;
-  using operand = tensor<device T, dextents<int, 2>, tensor_inline>;
-  auto sums = product.template get_destination_cooperative_tensor<operand, operand, float>();
-  auto up_sums = product.template get_destination_cooperative_tensor<operand, operand, float>();
-#pragma clang loop unroll(full)
-  for (ushort i = 0; i < sums.get_capacity(); ++i) {
-    sums[i] = 0.0f;
-    up_sums[i] = 0.0f;
-  }
-
-  const int row_count = min(place.row_count - row, rows);
-  const int column_count = min(place.column_count - column, columns);
-  const bool exists = row_count > 0 && column_count > 0;  // the same for all lanes
-  const long a_at = place.a_offset + long(place.first_row + row) * p.a_stride_m;
-  const ulong first_column = place.first_column + column;
-  const auto a_pitch = array<int, 2>{1, int(along_m ? p.a_stride_k : p.a_stride_m)};
-  const auto b_pitch = array<int, 2>{1, int(along_k ? p.b_stride_n : p.b_stride_k)};
-  const auto second_pitch = array<int, 2>{1, int(along_k ? p.second_b_stride_n : p.second_b_stride_k)};
-  for (int pair = 0; pair < (has_second_a ? 2 : 1); ++pair) {
-    for (ulong step = place.k; step < place.k_end; step += matmul_tensor_k) {
-      if (exists) {
-        const int k_count = count_in_tile(place.k_end - step, matmul_tensor_k);
-        const auto a_extents = along_m ? dextents<int, 2>(row_count, k_count) : dextents<int, 2>(k_count, row_count);
-        const auto b_extents =
-            along_k ? dextents<int, 2>(k_count, column_count) : dextents<int, 2>(column_count, k_count);
-        operand left((device T*)(pair == 0 ? a : second_a) + a_at + long(step) * p.a_stride_k, a_extents, a_pitch);
-        if (pair == 0) {
-          operand right((device T*)b + place.b_offset + long(first_column) * p.b_stride_n + long(step) * p.b_stride_k,
-                        b_extents, b_pitch);
-          product.run(left, right, sums);
-        }
-        if (products == 2 || pair == 1) {
-          operand right((device T*)second_b + place.b_offset + long(first_column) * p.second_b_stride_n +
-                            long(step) * p.second_b_stride_k,
-                        b_extents, second_pitch);
-          if (products == 2) {
-            product.run(left, right, up_sums);
-          } else {
-            product.run(left, right, sums);
-          }
-        }
-      }
-      // Simdgroups stay in step, so that what one has read is in cache for those that read it too.
-      threadgroup_barrier(mem_flags::mem_none);
-    }
-  }
-
+// A lane's elements are where the chip puts them: each is asked for its place, and four that turn out to be neighbours,
+// in either direction, are stored together.
+template <typename T, typename Sums>
+void store_part(thread Sums& sums, thread Sums& up_sums, ulong first_row, ulong first_column, int row_count,
+                int column_count, matmul_result<T> result) {
   constexpr ushort run = 4;  // elements whose places are looked at together
 #pragma clang loop unroll(full)
   for (ushort i = 0; i < sums.get_capacity(); i += run) {
@@ -94,36 +59,133 @@ void make_part(const device T* a, const device T* b, const device T* second_a, c
       both[3] = last;
     }
     if (neighbours && at[1] < row_count && first + run <= column_count) {
-      result.store(both, place.first_row + row + at[1], first_column + first);
+      result.store(both, first_row + at[1], first_column + first);
       continue;
     }
 #pragma clang loop unroll(full)
     for (ushort e = 0; e < run; ++e) {
       const auto its = sums.get_multidimensional_index(i + e);
       if (sums.is_valid_element(i + e) && its[1] < row_count && its[0] < column_count) {
-        result.store(float2(sums[i + e], up_sums[i + e]), place.first_row + row + its[1], first_column + its[0]);
+        result.store(float2(sums[i + e], up_sums[i + e]), first_row + its[1], first_column + its[0]);
       }
     }
   }
+}
+
+// The `rows` x `columns` part of a tile that a simdgroup makes.
+//
+// Rows of a that indices name are gathered into threadgroup memory first, by all simdgroups together, as a tile of
+// load_tile: matmul2d takes its operands from threadgroup memory as well.
+//
+// The operands' layout is part of the sums' type, and so of the template.
+template <typename T, int bm, int rows, int columns, int threads, int products, bool gathered, bool along_m,
+          bool along_k>
+void make_part(tensor_operands<T> from, constant matmul_params& p, tile_place place, matmul_result<T> result,
+               part_of_tile part) {
+  const int row = part.row, column = part.column;
+  // fp32 operands are rounded to 11 bits of significand there; the glue comes here where torch allows that.
+  constexpr auto descriptor = mpp::tensor_ops::matmul2d_descriptor(
+      rows, columns, static_cast<int>(dynamic_extent), along_m, along_k, is_same_v<T, float>,
+      mpp::tensor_ops::matmul2d_descriptor::mode::multiply_accumulate);
+  mpp::tensor_ops::matmul2d<descriptor, execution_simdgroup> product;
+  using operand = tensor<device T, dextents<int, 2>, tensor_inline>;
+  using gathered_operand = tensor<threadgroup T, dextents<int, 2>, tensor_inline>;
+  using left_operand = conditional_t<gathered, gathered_operand, operand>;
+  auto sums = product.template get_destination_cooperative_tensor<left_operand, operand, float>();
+  auto up_sums = product.template get_destination_cooperative_tensor<left_operand, operand, float>();
+#pragma clang loop unroll(full)
+  for (ushort i = 0; i < sums.get_capacity(); ++i) {
+    sums[i] = 0.0f;
+    up_sums[i] = 0.0f;
+  }
+
+  const int row_count = min(place.row_count - row, rows);
+  const int column_count = min(place.column_count - column, columns);
+  const bool exists = row_count > 0 && column_count > 0;  // the same for all lanes
+  const ulong first_column = place.first_column + column;
+  const auto b_pitch = array<int, 2>{1, int(along_k ? p.b_stride_n : p.b_stride_k)};
+  const auto second_pitch = array<int, 2>{1, int(along_k ? p.second_b_stride_n : p.second_b_stride_k)};
+  constexpr int depth = gathered ? matmul_tensor_gathered_k : matmul_tensor_k;
+  for (int pair = 0; pair < (has_second_a ? 2 : 1); ++pair) {
+    const long a_stride_m = pair == 0 ? p.a_stride_m : p.second_a_stride_m;
+    const long a_stride_k = pair == 0 ? p.a_stride_k : p.second_a_stride_k;
+    const device T* a = (pair == 0 ? from.a : from.second_a) + place.a_offset;
+    const auto a_pitch = array<int, 2>{1, int(along_m ? a_stride_k : a_stride_m)};
+    for (ulong step = place.k; step < place.k_end; step += depth) {
+      const int k_count = count_in_tile(place.k_end - step, depth);
+      const auto a_extents = along_m ? dextents<int, 2>(row_count, k_count) : dextents<int, 2>(k_count, row_count);
+      const auto b_extents =
+          along_k ? dextents<int, 2>(k_count, column_count) : dextents<int, 2>(column_count, k_count);
+      if constexpr (gathered) {
+        threadgroup_barrier(mem_flags::mem_threadgroup);  // the previous rows have been read
+        if constexpr (along_m) {
+          const gathered_rows named = {from.indices + step, a_stride_k, k_count, p.a_rows};
+          load_tile<T, depth, bm, threads>(part.memory, a + long(place.first_row) * a_stride_m, named, a_stride_m,
+                                           place.row_count, a_vectors, part.thread_index);
+        } else {
+          const gathered_rows named = {from.indices + place.first_row, a_stride_m, place.row_count, p.a_rows};
+          load_tile<T, bm, depth, threads>(part.memory, a + long(step) * a_stride_k, named, a_stride_k, k_count,
+                                           a_vectors, part.thread_index);
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);  // publishes the rows
+        if (exists) {
+          constexpr int pitch = tile_pitch<T>(along_m ? bm : depth);
+          gathered_operand left((threadgroup T*)part.memory + row * (along_m ? 1 : pitch), a_extents,
+                                array<int, 2>{1, pitch});
+          operand right(
+              (device T*)from.b + place.b_offset + long(first_column) * p.b_stride_n + long(step) * p.b_stride_k,
+              b_extents, b_pitch);
+          product.run(left, right, sums);
+        }
+      } else if (exists) {
+        operand left((device T*)a + long(place.first_row + row) * a_stride_m + long(step) * a_stride_k, a_extents,
+                     a_pitch);
+        if (pair == 0) {
+          operand right(
+              (device T*)from.b + place.b_offset + long(first_column) * p.b_stride_n + long(step) * p.b_stride_k,
+              b_extents, b_pitch);
+          product.run(left, right, sums);
+        }
+        if (products == 2 || pair == 1) {
+          operand right((device T*)from.second_b + place.b_offset + long(first_column) * p.second_b_stride_n +
+                            long(step) * p.second_b_stride_k,
+                        b_extents, second_pitch);
+          if (products == 2) {
+            product.run(left, right, up_sums);
+          } else {
+            product.run(left, right, sums);
+          }
+        }
+      }
+      if constexpr (!gathered) {
+        // Simdgroups stay in step, so that what one has read is in cache for those that read it too.
+        threadgroup_barrier(mem_flags::mem_none);
+      }
+    }
+  }
+  store_part<T>(sums, up_sums, place.first_row + row, first_column, row_count, column_count, result);
 }
 
 // matmul_tensor: a threadgroup of wm x wn simdgroups makes a bm x bn tile of out, each simdgroup its part of it by
 // itself, in registers. The matrix units read both operands from memory; none passes through threadgroup memory.
 //
 // matmul_tensor_gated: the same with two products of one a, that the epilogue makes one.
+// matmul_tensor_gathered: the same with rows of a that indices name.
 //
-// Grid: as matmul_place.h has it, z: batch. Threadgroup: (32, wm * wn). Threadgroup bytes: 0.
+// Grid: as matmul_place.h has it, z: batch. Threadgroup: (32, wm * wn). Threadgroup bytes: 16, of which nothing is
+// used; of matmul_tensor_gathered 64 * (64 * sizeof(T) + 16).
 //
 // Necessary: 2 m n k FLOP; a and b read once, out written once. What the kernel adds:
 // - a simdgroup asks for m n k (wm / bm + wn / bn) elements, of which simdgroups in one row or column of the tile share
 //   theirs through L1: m n k (1 / bm + 1 / bn) come from L2, as in matmul_tile;
+// - gathered rows are written to threadgroup memory once and read wn times, with two barriers for each 64 of k;
 // - parts at an edge multiply as many rows and columns as whole ones, and k in steps of 16;
 // - out is written four elements at a time by lanes in several rows, or one by one: the layout of the sums decides,
 //   which Metal leaves open.
 //
 // Where it is right to use it, the glue knows: the GPU family and the library that Metal opened (runtime.h), operands
 // with a stride of 1 and aligned rows, pitches that fit the 32 bits that tensors have for them.
-template <typename T, int bm, int bn, int wm, int wn, int products>
+template <typename T, int bm, int bn, int wm, int wn, int products, bool gathered>
 [[kernel, max_total_threads_per_threadgroup(32 * wm * wn)]] void matmul_tensor(
     const device T* a [[buffer(matmul_buffer_a)]], const device T* b [[buffer(matmul_buffer_b)]],
     device T* out [[buffer(matmul_buffer_out)]], constant matmul_params& p [[buffer(matmul_buffer_params)]],
@@ -135,33 +197,45 @@ template <typename T, int bm, int bn, int wm, int wn, int products>
     const device T* second_a [[buffer(matmul_buffer_second_a), function_constant(has_second_a)]],
     const device T* second_b [[buffer(matmul_buffer_second_b), function_constant(has_second_b)]],
     const device int* offsets [[buffer(matmul_buffer_offsets), function_constant(has_offsets)]],
-    uint3 group [[threadgroup_position_in_grid]], uint lane [[thread_index_in_simdgroup]],
-    uint simd_index [[simdgroup_index_in_threadgroup]]) {
+    const device int* indices [[buffer(matmul_buffer_indices), function_constant(is_gathered)]],
+    uint3 group [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]], uint simd_index [[simdgroup_index_in_threadgroup]]) {
   constexpr int rows = bm / wm, columns = bn / wn;
-  const tile_place place = find_place<bm, bn>(group.x, group.y, group.z, offsets, p, lane);
+  // Only gathered rows need it, but it has to be declared here.
+  constexpr int upright = tile_vectors<T>(bm, matmul_tensor_gathered_k);
+  constexpr int lying = tile_vectors<T>(matmul_tensor_gathered_k, bm);
+  threadgroup uint4 memory[!gathered ? 1 : upright > lying ? upright : lying];
+  const tile_place place = find_place<bm, bn>(group.x, group.z, offsets, p, lane);
   if (!place.exists) {
     return;  // the whole threadgroup
   }
-  const int row = int(simd_index) / wn * rows, column = int(simd_index) % wn * columns;
+  const part_of_tile at = {int(simd_index) / wn * rows, int(simd_index) % wn * columns, thread_index, memory};
+  const tensor_operands<T> from = {a, b, second_a, second_b, indices};
   const matmul_result<T> result = result_at(out, partials, bias, residual, preactivation, up,
-                                            has_offsets && !is_grouped_k ? 0 : group.z, group.y, p);
+                                            has_offsets && !is_grouped_k ? 0 : group.z, place.partial, place.split, p);
+  constexpr int threads = 32 * wm * wn;
   if (a_along_m && b_along_k) {
-    make_part<T, rows, columns, products, true, true>(a, b, second_a, second_b, p, place, result, row, column);
+    make_part<T, bm, rows, columns, threads, products, gathered, true, true>(from, p, place, result, at);
   } else if (a_along_m) {
-    make_part<T, rows, columns, products, true, false>(a, b, second_a, second_b, p, place, result, row, column);
+    make_part<T, bm, rows, columns, threads, products, gathered, true, false>(from, p, place, result, at);
   } else if (b_along_k) {
-    make_part<T, rows, columns, products, false, true>(a, b, second_a, second_b, p, place, result, row, column);
+    make_part<T, bm, rows, columns, threads, products, gathered, false, true>(from, p, place, result, at);
   } else {
-    make_part<T, rows, columns, products, false, false>(a, b, second_a, second_b, p, place, result, row, column);
+    make_part<T, bm, rows, columns, threads, products, gathered, false, false>(from, p, place, result, at);
   }
 }
 
 #define INSTANTIATE_TENSOR(dtype, T, bm, bn, wm, wn)                                                 \
   template [[host_name("matmul_tensor_" #dtype "_bm" #bm "_bn" #bn "_wm" #wm "_wn" #wn)]] [[kernel]] \
-  decltype(matmul_tensor<T, bm, bn, wm, wn, 1>) matmul_tensor<T, bm, bn, wm, wn, 1>;
+  decltype(matmul_tensor<T, bm, bn, wm, wn, 1, false>) matmul_tensor<T, bm, bn, wm, wn, 1, false>;
 MATMUL_TENSOR_VARIANTS(INSTANTIATE_TENSOR)
+
+#define INSTANTIATE_TENSOR_GATHERED(dtype, T, bm, bn, wm, wn)                                                 \
+  template [[host_name("matmul_tensor_gathered_" #dtype "_bm" #bm "_bn" #bn "_wm" #wm "_wn" #wn)]] [[kernel]] \
+  decltype(matmul_tensor<T, bm, bn, wm, wn, 1, true>) matmul_tensor<T, bm, bn, wm, wn, 1, true>;
+MATMUL_TENSOR_GATHERED_VARIANTS(INSTANTIATE_TENSOR_GATHERED)
 
 #define INSTANTIATE_TENSOR_GATED(dtype, T, bm, bn, wm, wn)                                                 \
   template [[host_name("matmul_tensor_gated_" #dtype "_bm" #bm "_bn" #bn "_wm" #wm "_wn" #wn)]] [[kernel]] \
-  decltype(matmul_tensor<T, bm, bn, wm, wn, 2>) matmul_tensor<T, bm, bn, wm, wn, 2>;
+  decltype(matmul_tensor<T, bm, bn, wm, wn, 2, false>) matmul_tensor<T, bm, bn, wm, wn, 2, false>;
 MATMUL_TENSOR_GATED_VARIANTS(INSTANTIATE_TENSOR_GATED)

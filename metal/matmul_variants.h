@@ -8,6 +8,7 @@
   X(f32, float, 32, 64, 16, 1, 2, 1)    \
   X(f32, float, 40, 64, 16, 1, 2, 1)    \
   X(f32, float, 32, 32, 32, 2, 2, 1)    \
+  X(f32, float, 40, 64, 32, 1, 2, 4)    \
   X(f32, float, 16, 32, 64, 1, 2, 4)    \
   X(f32, float, 16, 16, 128, 1, 1, 8)   \
   X(f16, half, 64, 64, 16, 2, 2, 1)     \
@@ -16,6 +17,7 @@
   X(f16, half, 32, 64, 32, 1, 2, 1)     \
   X(f16, half, 40, 64, 32, 1, 2, 1)     \
   X(f16, half, 32, 32, 32, 2, 2, 1)     \
+  X(f16, half, 40, 64, 64, 1, 2, 4)     \
   X(f16, half, 16, 32, 128, 1, 2, 4)    \
   X(f16, half, 16, 16, 256, 1, 1, 8)    \
   X(bf16, bfloat, 64, 64, 16, 2, 2, 1)  \
@@ -24,6 +26,7 @@
   X(bf16, bfloat, 32, 64, 32, 1, 2, 1)  \
   X(bf16, bfloat, 40, 64, 32, 1, 2, 1)  \
   X(bf16, bfloat, 32, 32, 32, 2, 2, 1)  \
+  X(bf16, bfloat, 40, 64, 64, 1, 2, 4)  \
   X(bf16, bfloat, 16, 32, 128, 1, 2, 4) \
   X(bf16, bfloat, 16, 16, 256, 1, 1, 8)
 
@@ -43,14 +46,22 @@
 // matmul_tensor_<dtype>_bm<bm>_bn<bn>_wm<wm>_wn<wn>
 #define MATMUL_TENSOR_VARIANTS(X) \
   X(f32, float, 128, 128, 4, 2)   \
-  X(f32, float, 64, 64, 2, 1)     \
+  X(f32, float, 64, 64, 2, 2)     \
   X(f32, float, 32, 64, 1, 1)     \
   X(f16, half, 128, 128, 4, 2)    \
+  X(f16, half, 64, 64, 2, 2)      \
   X(f16, half, 64, 64, 2, 1)      \
   X(f16, half, 32, 64, 1, 1)      \
   X(bf16, bfloat, 128, 128, 4, 2) \
+  X(bf16, bfloat, 64, 64, 2, 2)   \
   X(bf16, bfloat, 64, 64, 2, 1)   \
   X(bf16, bfloat, 32, 64, 1, 1)
+
+// with rows of a that indices name, matmul_tensor_gathered_...
+#define MATMUL_TENSOR_GATHERED_VARIANTS(X) \
+  X(f32, float, 64, 64, 2, 2)              \
+  X(f16, half, 64, 64, 2, 2)               \
+  X(bf16, bfloat, 64, 64, 2, 2)
 
 // and matmul_tensor_gated_...
 #define MATMUL_TENSOR_GATED_VARIANTS(X) \

@@ -177,9 +177,9 @@ def test_matmul_strides_and_shapes_at_random():
 def test_matmul_of_a_batch_that_shares_b_is_one_product():
     x, weight = random(8, 5, 16), random(24, 16, seed=1)
     [label] = launched(lambda: check(x, weight.T))
-    assert label.startswith("matmul_tile_f32_bm32_bn32_bk32_")
+    assert label.startswith("matmul_tile_f32_bm16_bn16_")
     # 768 rows of 320 columns are enough for the large tile; 128 batches of 6 rows would not be.
-    [label] = launched(lambda: check(random(128, 6, 3), random(3, 320)))
+    [label] = launched(lambda: check(random(128, 6, 32), random(32, 320)))
     assert label.startswith("matmul_tile_f32_bm64_bn64_")
 
 
@@ -306,7 +306,9 @@ FEWEST = ("tile_{}_bm16_bn16_bk128_wm1_wn1_wk8", "tile_{}_bm16_bn16_bk256_wm1_wn
 LARGE = ("tile_{}_bm64_bn64_bk16_wm2_wn2_wk1", "tile_{}_bm64_bn64_bk16_wm1_wn2_wk1")
 TALL = ("tile_{}_bm40_bn64_bk16_wm1_wn2_wk1", "tile_{}_bm40_bn64_bk32_wm1_wn2_wk1")
 FLAT = ("tile_{}_bm32_bn64_bk16_wm1_wn2_wk1", "tile_{}_bm32_bn64_bk32_wm1_wn2_wk1")
+SHARED = ("tile_{}_bm40_bn64_bk32_wm1_wn2_wk4", "tile_{}_bm40_bn64_bk64_wm1_wn2_wk4")
 SMALL = "tile_{}_bm32_bn32_bk32_wm2_wn2_wk1"
+BASE = (SMALL, "tile_{}_bm64_bn32_bk32_wm2_wn2_wk1")
 CHOICES = [
     # m, n, k, batch, b along k: what a chip of 10 cores runs, in f32 and in f16 and bf16 where that differs
     ((1, 300, 40, 1, True), "skinny_k_{}_r1_p1"),
@@ -320,15 +322,16 @@ CHOICES = [
     ((9, 640, 40, 1, True), FEW),
     ((16, 16, 40, 15, True), FEWEST),
     ((16, 16, 40, 16, True), "packed_{}_bm16_bn16_bk16"),
-    ((1280, 512, 8, 1, True), (LARGE[0], "tile_{}_bm64_bn32_bk32_wm2_wn2_wk1")),
-    ((1280, 512, 8, 1, False), LARGE),
-    ((200, 1792, 8, 1, True), TALL),
-    ((96, 1280, 8, 1, False), FLAT),
-    ((160, 320, 8, 1, True), SMALL),
-    ((64, 128, 8, 1, True), FEW),
-    ((64, 64, 8, 1, True), FEWEST),
-    ((17, 17, 8, 1, True), SMALL),
-    ((17, 33, 1024, 1, False), SMALL),  # k split
+    ((1280, 512, 64, 1, True), LARGE),
+    ((1280, 512, 64, 1, False), LARGE),
+    ((200, 512, 64, 1, True), TALL),
+    ((400, 160, 32, 1, False), FLAT),
+    ((33, 512, 64, 1, True), SHARED),
+    ((160, 256, 64, 1, True), SMALL),
+    ((17, 96, 8, 1, False), FEW),
+    ((17, 33, 8, 1, True), FEWEST),
+    ((128, 512, 512, 1, True), BASE),  # k of some columns split
+    ((9, 33, 4096, 1, False), FEWEST),  # of all
 ]
 
 
@@ -351,7 +354,7 @@ def test_matmul_chooses_a_kernel(dtype, sizes, kernel):
     kernels = [label.split("?")[0] for label in chosen(dtype, *sizes)]
     kernel = kernel if isinstance(kernel, str) else kernel[dtype != torch.float32]
     name = DTYPE_IDS[dtype]
-    split = sizes[2] >= 1024
+    split = sizes[2] >= 512
     assert sorted(kernels) == sorted([f"matmul_{kernel.format(name)}", *([f"matmul_sum_{name}"] * split)])
 
 

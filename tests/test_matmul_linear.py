@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import DTYPES, assert_accurate, assert_rejected, direct, dtypes, random, to_mps
+from test_matmul import check
 
 import mpskernels
 from mpskernels import _C, nn
@@ -124,13 +125,37 @@ def test_linear_handles_edges(m, n, k):
         check_linear(x, weight, bias, activation="gelu", residual=random(m, n, dtype=dtype, seed=3))
 
 
-def test_linear_is_one_launch_and_split_k_two():
+def test_linear_is_one_launch():
     x, weight = to_mps((random(64, 40), random(96, 40)))
     labels, _ = launched("linear", lambda: mpskernels.linear(x, weight, x.new_ones(96), activation="gelu"))
     assert len(labels) == 1
-    x, weight = to_mps((random(17, 4000), random(33, 4000)))
-    labels, _ = launched("linear", lambda: mpskernels.linear(x, weight, x.new_ones(33), activation="gelu"))
-    assert {label.split("_f32")[0] for label in labels} == {"matmul_tile", "matmul_sum"}
+
+
+# m, n, k whose tiles do not come out even on a chip of 10 cores: of all columns of tiles k is split, or of the last.
+SPLIT = [(17, 33, 4096), (17, 96, 4096), (100, 33, 4096), (128, 200, 1024)]
+
+
+@dtypes
+@pytest.mark.parametrize(("m", "n", "k"), SPLIT)
+def test_linear_finishes_columns_whose_k_is_split_and_those_before_alike(dtype, m, n, k):
+    x, weight = random(m, k, dtype=dtype), random(n, k, dtype=dtype, seed=1) / math.sqrt(k)
+    bias, residual = random(n, dtype=dtype, seed=2), random(m, n, dtype=dtype, seed=3)
+    check_linear(x, weight, bias, activation="gelu", residual=residual)
+    check_linear(x, weight)
+    check_linear(x, weight.T.contiguous().T, residual=residual.T.contiguous().T)
+    check(random(2, m, k, dtype=dtype), random(2, k, n, dtype=dtype, seed=1))  # of a batch: of all columns, or of none
+
+
+@pytest.mark.skipif(not _C.tensor_units_problem(), reason="M5 chooses other grids")
+def test_k_is_split_for_cores_that_would_idle():
+    def grid(m, n, k):
+        x, weight = to_mps((random(m, k), random(n, k)))
+        labels, _ = launched("linear", lambda: mpskernels.linear(x, weight, x.new_ones(n)))
+        return sorted((label.split("_f32")[0], "partial=1" in label, "bias=1" in label) for label in labels)
+
+    assert grid(17, 33, 4096) == [("matmul_sum", False, True), ("matmul_tile", True, False)]  # of all columns
+    assert grid(100, 33, 4096) == [("matmul_sum", False, True), ("matmul_tile", True, True)]  # of the last
+    assert grid(160, 256, 1024) == [("matmul_tile", False, True)]  # 40 tiles of 32x32
 
 
 def check_gated(x, w_gate, w_up, activation):
@@ -152,10 +177,20 @@ def test_gated_linear_of_few_rows_takes_tiles_of_few_rows(m, tile):
 
 @dtypes
 @pytest.mark.parametrize("activation", ["silu", "gelu", "relu"])
-@pytest.mark.parametrize(("m", "n", "k"), [*SHAPES, (700, 300, 24)])
+@pytest.mark.parametrize(("m", "n", "k"), [*SHAPES, (700, 300, 24), (33, 512, 512)])
 def test_gated_linear_matches_reference(dtype, activation, m, n, k):
     x, w_gate, w_up = (random(*shape, dtype=dtype, seed=i) for i, shape in enumerate([(m, k), (n, k), (n, k)]))
     check_gated(x, w_gate / math.sqrt(k), w_up / math.sqrt(k), activation)
+
+
+@dtypes
+def test_what_gated_linear_saves_is_there_of_all_columns(dtype):
+    x = random(33, 512, dtype=dtype)
+    w_gate, w_up = (random(512, 512, dtype=dtype, seed=seed) for seed in (1, 2))
+    _, *saved = torch.ops.mpsk.gated_linear_saving(*to_mps((x, w_gate, w_up)), "silu")  # k of the last ones is split
+    for found, weight in zip(saved, (w_gate, w_up), strict=True):
+        expected, terms = F.linear(x.double(), weight.double()), F.linear(x.double().abs(), weight.double().abs())
+        assert_close(found, expected, terms, 512)
 
 
 def test_gated_linear_reads_any_strides():

@@ -33,12 +33,11 @@ def kernels(call, op="matmul"):
 
 
 CHOICES = [
-    # m, n, k, b along k: what a chip of 10 cores runs
-    ((17, 64, 64, True), "matmul_tensor_{}_bm32_bn64_wm1_wn1"),
-    ((32, 640, 64, False), "matmul_tensor_{}_bm32_bn64_wm1_wn1"),
-    ((100, 200, 64, True), "matmul_tensor_{}_bm32_bn64_wm1_wn1"),
-    ((256, 320, 64, False), "matmul_tensor_{}_bm64_bn64_wm2_wn1"),
-    ((5 * 128, 8 * 128, 8, True), "matmul_tensor_{}_bm128_bn128_wm4_wn2"),
+    # m, n, k, b along k: what a chip of 10 cores runs, in f32 and in f16 and bf16 where that differs
+    ((17, 2048, 64, True), "matmul_tensor_{}_bm32_bn64_wm1_wn1"),
+    ((256, 320, 64, False), ("matmul_tensor_{}_bm64_bn64_wm2_wn2", "matmul_tensor_{}_bm64_bn64_wm2_wn1")),
+    ((256, 320, 64, True), "matmul_tensor_{}_bm64_bn64_wm2_wn2"),
+    ((5 * 128, 8 * 128, 16, True), "matmul_tensor_{}_bm128_bn128_wm4_wn2"),
 ]
 
 
@@ -48,16 +47,22 @@ def test_matrix_units_are_used(dtype, sizes, kernel, tf32):
     m, n, k, b_along_k = sizes
     a = to_mps(random(m, k, dtype=dtype))
     b = to_mps(random(n, k, dtype=dtype).t() if b_along_k else random(k, n, dtype=dtype))
-    assert kernels(lambda: mpskernels.matmul(a, b)) == [kernel.format(DTYPE_IDS[dtype])]
+    assert kernels(lambda: mpskernels.matmul(a, b)) == [of_dtype(kernel, dtype)]
+
+
+def of_dtype(kernel, dtype):
+    kernel = kernel if isinstance(kernel, str) else kernel[dtype != torch.float32]
+    return kernel.format(DTYPE_IDS[dtype])
 
 
 def test_every_kernel_is_reached(tf32):
     reached = set()
-    for dtype, name in DTYPE_IDS.items():
-        reached |= {kernel.format(name) for _, kernel in CHOICES}
-        for rows, columns in ((17, 64), (100, 200), (320, 256)):
+    for dtype in DTYPE_IDS:
+        reached |= {of_dtype(kernel, dtype) for _, kernel in CHOICES}
+        for rows, columns in ((17, 1024), (320, 256)):
             x, w = to_mps((random(rows, 16, dtype=dtype), random(columns, 16, dtype=dtype)))
             reached |= set(kernels(lambda x=x, w=w: mpskernels.gated_linear(x, w, w), "gated_linear"))
+        reached |= set(kernels(lambda d=dtype: mpskernels.grouped_matmul(*to_mps(groups(d))), "grouped_matmul"))
     assert reached == {name for name in _C.function_names() if name.startswith("matmul_tensor_")}
 
 
@@ -78,7 +83,7 @@ def test_what_they_do_not_read_goes_elsewhere(a, b):
 
 
 def test_float32_is_rounded_only_where_torch_allows_it():
-    a, b = random(64, 64), random(64, 64, seed=1)
+    a, b = random(256, 64), random(64, 320, seed=1)
     assert not any("tensor" in kernel for kernel in kernels(lambda: check(a, b)))
     exact = a.double() @ b.double()
 
@@ -92,21 +97,54 @@ def test_float32_is_rounded_only_where_torch_allows_it():
         out = []
         with allowed:
             found = kernels(lambda out=out: out.append(mpskernels.matmul(*to_mps((a, b)))))
-        assert found == ["matmul_tensor_f32_bm32_bn64_wm1_wn1"]
+        assert found == ["matmul_tensor_f32_bm64_bn64_wm2_wn2"]
         # Each operand is off by half of 2^-10 at most.
         error = (out[0].cpu().double() - exact).abs() / (a.abs().double() @ b.abs().double())
         assert 2**-16 < error.max() < 2**-10
         assert not any("tensor" in kernel for kernel in kernels(lambda: check(a, b)))
 
 
-@pytest.mark.parametrize("grouped", [False, True])
-def test_products_of_groups_use_them(grouped):
-    x, w = random(96, 64, dtype=torch.bfloat16), random(3, 64, 32, dtype=torch.bfloat16, seed=1)
-    offsets = torch.tensor([40, 40, 90], dtype=torch.int32)
-    indices = torch.randperm(96, generator=torch.Generator().manual_seed(0)).int() if grouped else None
-    args = to_mps((x, w, offsets)) + ((to_mps(indices),) if grouped else ())
-    found = kernels(lambda: mpskernels.grouped_matmul(*args), "grouped_matmul")
-    assert ("tensor" in found[0]) == (not grouped)  # they read no rows that indices name
+def test_a_second_pair_may_lie_otherwise():
+    a, b = random(256, 64, dtype=torch.float16), random(64, 320, dtype=torch.float16, seed=1)
+    c, d = random(256, 80, dtype=torch.float16, seed=2), random(64, 336, dtype=torch.float16, seed=3)
+    args = (*to_mps((a, b)), to_mps(c)[:, 8:72], to_mps(d)[:, 8:328])
+    out = []
+    found = kernels(lambda: out.append(torch.ops.mpsk.add_matmuls(*args)), "add_matmuls")
+    assert found == ["matmul_tensor_f16_bm64_bn64_wm2_wn1"]
+    expected = a.double() @ b.double() + c[:, 8:72].double() @ d[:, 8:328].double()
+    torch.testing.assert_close(out[0].cpu().double(), expected, rtol=2**-10, atol=2**-14)
+
+
+def groups(dtype):
+    """Rows of three experts, 700 in all: one has none, and ten rows nobody has. And indices that name each row once."""
+    x, w = random(700, 64, dtype=dtype), random(3, 64, 128, dtype=dtype, seed=1)
+    indices = torch.randperm(700, generator=torch.Generator().manual_seed(0)).int()
+    return x, w, torch.tensor([340, 340, 690], dtype=torch.int32), indices
+
+
+@dtypes
+@pytest.mark.parametrize("gathered", [False, True])
+def test_products_of_groups_use_them(dtype, gathered, tf32):
+    x, w, offsets, indices = groups(dtype)
+    args = to_mps((x, w, offsets)) + ((to_mps(indices),) if gathered else ())
+    [found] = kernels(lambda: mpskernels.grouped_matmul(*args), "grouped_matmul")
+    assert found.startswith(f"matmul_tensor_{'gathered_' * gathered}{DTYPE_IDS[dtype]}")
+
+
+@dtypes
+def test_gathered_rows_and_their_gradients_are_those_of_copied_ones(dtype, tf32):
+    x, w, offsets, indices = groups(dtype)
+    out = []
+    for rows, of in ((x, indices), (x[indices.long()], None)):
+        leaves = [t.clone().requires_grad_() for t in to_mps((rows, w))]
+        result = mpskernels.grouped_matmul(*leaves, to_mps(offsets), *([] if of is None else [to_mps(of)]))
+        found = kernels(lambda result=result: result.backward(torch.ones_like(result)), "grouped_matmul_backward")
+        assert any("gathered" in kernel for kernel in found) == (of is not None)
+        of_x, of_w = (leaf.grad.cpu() for leaf in leaves)
+        out.append((result.detach().cpu(), of_w, of_x if of is not None else of_x[indices.argsort()]))
+    for gathered, copied in zip(*out, strict=True):
+        # Steps of k differ, and with them the order of the sums.
+        torch.testing.assert_close(gathered, copied, rtol=4 * torch.finfo(dtype).eps, atol=1e-3)
 
 
 @dtypes
@@ -124,7 +162,7 @@ def test_info_says_that_they_are_used():
 
 def test_without_a_usable_library_in_metal_4_the_kernels_do_without_matrix_units(tmp_path):
     metallib = Path(_C.metallib_path())
-    a = torch.randn(64, 64).half().to("mps")
+    a = torch.randn(256, 256).half().to("mps")
 
     def kernel():
         before = _C.launches().get("matmul", {})

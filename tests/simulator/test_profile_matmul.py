@@ -2,6 +2,7 @@
 
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from mpskernels.simulator.chips import find
 
 pytestmark = pytest.mark.skipif(not _C.tensor_units_problem(), reason="M5 chooses other kernels")
 
+ROOT = Path(__file__).resolve().parents[2]
 DTYPES = pytest.mark.parametrize("dtype", light.DTYPES.values(), ids=light.DTYPES)
-BUSY_SIMDGROUPS = 11  # of a core, without which it waits: matmul_busy_simdgroups
+BUSY_SIMDGROUPS = 8  # of a core, without which it waits: matmul_busy_multiplying
 
 
 def product(m, n, k, dtype, *, a_along_m=False, b_along_k=True):
@@ -52,7 +54,7 @@ def test_few_rows_read_each_weight_once_in_one_launch(rows, n, dtype):
     assert loads <= dispatch.device_accesses <= 1.1 * loads
 
 
-GRIDS = [(1280, 512), (200, 1792), (154, 2048), (96, 1280), (160, 320), (64, 128), (64, 64), (33, 40)]
+GRIDS = [(1280, 512), (200, 1792), (154, 2048), (40, 640), (157, 320), (160, 320), (64, 128), (64, 64)]
 
 
 @DTYPES
@@ -103,16 +105,45 @@ def test_shares_of_the_depth_are_added_up_without_another_launch():
     assert found[0].barriers == 2 * 4096 // 128 + 2
 
 
+def test_the_table_says_what_kernels_do_beside_multiplying():
+    """Issue slots: those of fragment multiplications, as published for M1, and of all else."""
+    text = (ROOT / "csrc/matmul_select.h").read_text()
+    said = {}
+    for sizes, *numbers in re.findall(r"kernel::tile, ([^}]*)\},\s+\.overhead = ([\d.]+),\s+\.ends = ([\d.]+)", text):
+        bm, bn, bk, wm, wn, wk = [*map(int, sizes.split(", ")), 1][:6]
+        said.setdefault(f"bm{bm}_bn{bn}_bk{bk}_wm{wm}_wn{wn}_wk{wk}", []).append(tuple(map(float, numbers)))
+    found = set()
+    for dtype in (torch.float32, torch.float16):
+        for m, n in GRIDS:
+            both = [
+                dispatches(lambda k=k, m=m, n=n, dtype=dtype: mpskernels.matmul(*product(m, n, k, dtype)), only=0)
+                for k in (256, 512)
+            ]
+            if len({tuple(d.kernel for d in each) for each in both}) > 1:
+                continue  # k decides
+            name = re.search(r"bm\w*", both[0][0].kernel)[0]
+            multiplies = [17 * d.matrix_operations for [d] in both]
+            other = [(d.integer_operations + d.f32_flops / 2) / (32 * d.active) + 8 * d.simd_operations for [d] in both]
+            overhead = (other[1] - other[0]) / (multiplies[1] - multiplies[0])
+            of_a_k = (multiplies[1] - multiplies[0]) / 256 * (1 + overhead)
+            ends = (other[0] - overhead * multiplies[0]) / of_a_k
+            near = pytest.approx(overhead, rel=0.1), pytest.approx(ends, rel=0.15)
+            assert any(both == near for both in said[name])
+            found.add(name)
+    assert len(found) >= 8, found
+
+
 def test_threadgroup_memory_is_what_the_choice_reckons_with():
-    """matmul_select.h counts rows an odd number of 16 bytes apart, in the larger of both orientations."""
+    """matmul_select.h counts rows an odd number of 16 bytes apart, in the larger of both orientations, and the sums of
+    shares of k."""
     for dtype in light.DTYPES.values():
         for m, n in GRIDS:
             [dispatch] = dispatches(lambda m=m, n=n, dtype=dtype: mpskernels.matmul(*product(m, n, 64, dtype)), only=0)
-            bm, bn, _ = tile(dispatch)
+            bm, bn, wk = tile(dispatch)
             bk = int(re.search(r"_bk(\d+)", dispatch.kernel)[1])
 
             def bytes_of(rows, columns, itemsize=dtype.itemsize):
                 return rows * ((columns * itemsize // 16) | 1) * 16
 
-            of_a = max(bytes_of(bm, bk), bytes_of(bk, bm))
-            assert dispatch.threadgroup_memory == of_a + max(bytes_of(bk, bn), bytes_of(bn, bk))
+            of_tiles = max(bytes_of(bm, bk), bytes_of(bk, bm)) + max(bytes_of(bk, bn), bytes_of(bn, bk))
+            assert dispatch.threadgroup_memory == max(of_tiles, 4 * (wk - 1) * bm * bn)
