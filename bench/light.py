@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -97,11 +98,16 @@ class Product:
     def bytes_written(self) -> int:
         return DTYPES[self.dtype].itemsize * self.m * self.n
 
-    bytes_beside_sums = 0
+    def bytes_beside_sums(self, dispatches: list[Dispatch]) -> int:
+        """Of out, what the first dispatch writes."""
+        grid = Grid.of(self, dispatches)
+        return DTYPES[self.dtype].itemsize * self.m * min(grid.whole_columns * grid.bn, self.n)
 
-    def bytes_of_sums(self, first: Dispatch) -> int:
+    def bytes_of_sums(self, dispatches: list[Dispatch]) -> int:
         """What the splits of k leave to a second dispatch, where there is one."""
-        return 4 * (2 if self.op == "gated_linear" else 1) * self.m * self.n * first.threadgroups[1]
+        grid = Grid.of(self, dispatches)
+        columns = self.n - min(grid.whole_columns * grid.bn, self.n)
+        return 4 * (2 if self.op == "gated_linear" else 1) * self.m * columns * grid.splits
 
     def run(self) -> None:
         """On memory without a value: what the kernels do does not depend on it."""
@@ -159,15 +165,14 @@ class Norm:
 
     @property
     def bytes_written(self) -> int:
-        return self.bytes_beside_sums + DTYPES[self.dtype].itemsize * self.tensors[3] * self.columns
+        return self.bytes_beside_sums() + DTYPES[self.dtype].itemsize * self.tensors[3] * self.columns
 
-    @property
-    def bytes_beside_sums(self) -> int:
+    def bytes_beside_sums(self, _: list[Dispatch] | None = None) -> int:
         return DTYPES[self.dtype].itemsize * self.tensors[1] * self.elements
 
-    def bytes_of_sums(self, first: Dispatch) -> int:
+    def bytes_of_sums(self, dispatches: list[Dispatch]) -> int:
         """What the threadgroups leave to a second dispatch, where there is one."""
-        return 4 * self.tensors[3] * self.columns * first.groups
+        return 4 * self.tensors[3] * self.columns * dispatches[0].groups
 
     def run(self) -> None:
         x, y = (_empty(self.dtype, self.rows, self.columns) for _ in range(2))
@@ -223,53 +228,90 @@ def launched(job: Product | Norm) -> list[Dispatch]:
 
 def extrapolated(job: Product | Norm, dispatches: list[Dispatch]) -> list[Dispatch]:
     """What a profile of `job`, which launches `dispatches`, would hold, from one threadgroup of each kind."""
-    sums = job.bytes_of_sums(dispatches[0])
     result = []
     for i, whole in enumerate(dispatches):
-        kinds: dict[tuple[bool, ...], list[int]] = {}
-        for group in range(whole.groups):
-            kinds.setdefault(_kind(whole, job, group), []).append(group)
+        if isinstance(job, Product) and i == 0:
+            grid = Grid.of(job, dispatches)
+            kind = [grid.kind(group) for group in range(whole.groups)]
+        else:
+            kind = [(group == whole.groups - 1,) for group in range(whole.groups)]
+        work: dict[tuple[bool, ...], int] = {}
         counts: Counter[str] = Counter()
         barriers = 0
-        for alike in kinds.values():
-            with profile(only=alike[0]) as p_one:
+        for alike, count in Counter(kind).items():
+            with profile(only=kind.index(alike)) as p_one:
                 job.run()
             one = p_one.dispatches[i]
             barriers = max(barriers, one.barriers)
+            work[alike] = sum(groups * each for groups, each in one.work)
             for name in _SUMMED:
-                counts[name] += len(alike) * getattr(one, name)
+                counts[name] += count * getattr(one, name)
         if len(dispatches) == 1:
             read, written = job.bytes_read, job.bytes_written
         elif i == 0:
-            read, written = job.bytes_read, job.bytes_beside_sums + sums
+            read, written = job.bytes_read, job.bytes_beside_sums(dispatches) + job.bytes_of_sums(dispatches)
         else:
-            read, written = sums, job.bytes_written - job.bytes_beside_sums
+            read, written = job.bytes_of_sums(dispatches), job.bytes_written - job.bytes_beside_sums(dispatches)
         unique = {"device_read_unique": read, "device_written_unique": written, "barriers": barriers}
-        result.append(dataclasses.replace(whole, **counts, **unique))
+        runs = tuple((len(list(run)), each) for each, run in itertools.groupby(work[alike] for alike in kind))
+        result.append(dataclasses.replace(whole, work=runs, **counts, **unique))
     return result
 
 
 _OF_THE_GRID = {"kernel", "threadgroups", "threads_per_threadgroup", "threads", "threadgroup_memory"}
-_NO_SUM = {"barriers", "device_read_unique", "device_written_unique"}
+_NO_SUM = {"barriers", "device_read_unique", "device_written_unique", "work"}
 _SUMMED = [field.name for field in dataclasses.fields(Dispatch) if field.name not in _OF_THE_GRID | _NO_SUM]
 
 
-def _kind(dispatch: Dispatch, product: Product | Norm, group: int) -> tuple[bool, ...]:
-    """What tells threadgroups apart: the last row and column of tiles, where not full, and the last split of k."""
-    if isinstance(product, Norm) or dispatch.kernel.startswith("matmul_sum"):
-        return (group == dispatch.groups - 1,)
-    x, y, _ = dispatch.threadgroups
-    tile, split = group % x, group // x % y
-    size = {key: int(value) for key, value in re.findall(r"_(bm|bn|r)(\d+)", dispatch.kernel)}
-    bm = size.get("bm") or size["r"]
-    rows = math.ceil(product.m / bm)
-    columns = x // rows
-    band = tile // (BAND * columns) * BAND
-    rows_in_band = min(BAND, rows - band)
-    column, row = divmod(tile - band * columns, rows_in_band)
-    partial_row = product.m % bm != 0 and band + row == rows - 1
-    partial_column = product.n % size.get("bn", product.n + 1) != 0 and column == columns - 1
-    return partial_row, partial_column, split == y - 1
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Which part of a product each threadgroup of its first dispatch makes."""
+
+    m: int
+    n: int
+    bm: int
+    bn: int
+    rows: int  # of tiles
+    columns: int
+    whole_columns: int  # before those whose k is split
+    splits: int
+
+    @classmethod
+    def of(cls, product: Product, dispatches: list[Dispatch]) -> Grid:
+        m, n = product.m, product.n
+        size = {key: int(value) for key, value in re.findall(r"_(bm|bn|r)(\d+)", dispatches[0].kernel)}
+        skinny = "bm" not in size
+        bm = size["r"] if skinny else size["bm"]
+        x, y, _ = dispatches[0].threadgroups
+        rows = math.ceil(m / bm)
+        columns = x // rows if skinny else math.ceil(n / size["bn"])
+        bn = math.ceil(n / columns) if skinny else size["bn"]
+        whole, splits = columns, 1
+        if len(dispatches) == 2 and skinny:
+            whole, splits = 0, y
+        elif len(dispatches) == 2:
+            threads = math.prod(dispatches[1].threads_per_threadgroup)
+            added_up = [math.ceil(m * (n - whole * bn) / threads) for whole in range(columns)]
+            whole = added_up.index(dispatches[1].groups)
+            splits = (x // rows - whole) // (columns - whole)
+        return cls(m, n, bm, bn, rows, columns, whole, splits)
+
+    def kind(self, group: int) -> tuple[bool, ...]:
+        """What tells threadgroups apart: the last row and column of tiles, where not full, and k, where it is split."""
+        tile, split = group, 0
+        columns, first_column = self.columns, 0
+        if self.splits > 1:
+            split_tiles = self.rows * (self.columns - self.whole_columns)
+            in_split, columns = group - self.rows * self.whole_columns, self.whole_columns
+            if in_split >= 0:
+                split, tile = divmod(in_split, split_tiles)
+                columns, first_column = self.columns - self.whole_columns, self.whole_columns
+        band = tile // (BAND * columns) * BAND
+        rows_in_band = min(BAND, self.rows - band)
+        column, row = divmod(tile - band * columns, rows_in_band)
+        partial_row = self.m % self.bm != 0 and band + row == self.rows - 1
+        partial_column = self.n % self.bn != 0 and first_column + column == self.columns - 1
+        return partial_row, partial_column, first_column + column >= self.whole_columns, split == self.splits - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -360,7 +402,7 @@ def rows_of_chips(what: str, chips: Iterable[Chip] = CHIPS.values(), dtype: str 
         environment = os.environ | {"MPSK_SIMULATE": key, "MPSK_THREADS": "1"}
         command = [sys.executable, "-m", "bench.light", "--dtype", dtype, "--count", what, shared]
         text = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
-        tuples = ("threadgroups", "threads_per_threadgroup")
+        tuples = ("threadgroups", "threads_per_threadgroup", "work")
         return [
             [Dispatch(**d | {name: tuple(d[name]) for name in tuples}) for d in dispatches]
             for dispatches in json.loads(text)

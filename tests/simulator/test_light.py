@@ -9,15 +9,19 @@ from bench import light
 from mpskernels import simulator
 from mpskernels.simulator.chips import CHIPS, find
 
-# Tiles in two bands and not full at either edge, with gaps in the last; few rows; k in splits of unequal lengths.
+# Tiles in two bands and not full at either edge, with gaps in the last; few rows; k in splits of unequal lengths, of
+# all columns of tiles or of the last.
 PRODUCTS = [
     light.Product("", op, m, n, k)
     for op, m, n, k in [
         ("linear", 291, 200, 64),
         ("linear", 16, 136, 1600),
+        ("linear", 17, 32, 8192),
+        ("linear", 17, 192, 2048),
         ("linear", 1, 200, 1104),
         ("gated_linear", 130, 72, 1088),
         ("gated_linear", 4, 72, 256),
+        ("gated_linear", 33, 512, 512),
         ("of_x", 197, 136, 96),
         ("of_gated_x", 130, 192, 1100),
         ("of_weight", 128, 192, 1576),
@@ -45,6 +49,8 @@ def test_extrapolated_counts_are_those_of_a_whole_run(product):
 
 def test_products_here_split_k_and_have_edges():
     found = [extrapolated(product) for product in PRODUCTS]
+    grids = [light.Grid.of(*both) for both in zip(PRODUCTS, found, strict=True)]
+    assert {(grid.splits > 1, grid.whole_columns > 0) for grid in grids} == {(False, True), (True, False), (True, True)}
     assert {len(dispatches) for dispatches in found} == {1, 2}
     kernels = {dispatches[0].kernel.partition("_f16")[0] for dispatches in found}
     assert {"matmul_tile", "matmul_gated", "matmul_skinny_k"} <= kernels
