@@ -387,11 +387,13 @@ def count(jobs: list[Product] | list[Norm], shared: Path) -> list[list[dict]]:
 
 
 def grids_of(chip: Chip) -> str:
-    """The chip for which the glue chooses the same grids: its number of cores and its matrix units are all it knows."""
-    alike = [
-        c for c in CHIPS.values() if c.gpu_cores == chip.gpu_cores and bool(c.tensor_tflops) == bool(chip.tensor_tflops)
-    ]
-    return alike[0].key
+    """The chip for which the glue chooses the same grids: its family, from M3 on, and its number of cores are all it
+    knows."""
+
+    def known(c: Chip) -> tuple[int, int]:
+        return max(c.core.apple_family, 8), c.gpu_cores
+
+    return next(c.key for c in CHIPS.values() if known(c) == known(chip))
 
 
 def rows_of_chips(what: str, chips: Iterable[Chip] = CHIPS.values(), dtype: str = "f16") -> dict[Chip, list[Row]]:

@@ -229,7 +229,8 @@ at::Tensor launch_product(const matmul_product& product) {
        fits_tensors(a_along_m ? second_a_m : second_a_k, a_along_m ? second_a_k : second_a_m)) &&
       (!second_k.size || fits_tensors(b_along_k ? second_k : second_n, b_along_k ? second_n : second_k)) &&
       (a.scalar_type() != at::kFloat || allows_tf32()) && has_tensor_units();
-  const matmul_problem problem{.cores = device().cores,
+  const matmul_problem problem{.family = device().family,
+                               .cores = device().cores,
                                .bytes = bytes,
                                .a_along_m = a_along_m,
                                .b_along_k = b_along_k,

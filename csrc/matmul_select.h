@@ -24,6 +24,7 @@ struct matmul_kernel {
 
 // What the choice depends on.
 struct matmul_problem {
+  int family;       // Apple GPU family: 7 is M1, 8 M2, 9 M3 and M4, 10 M5
   int cores;        // GPU cores
   int64_t bytes;    // of an element
   bool a_along_m;   // the layout of a: its shorter stride is that of m
@@ -296,6 +297,9 @@ inline constexpr double matmul_busy_multiplying = 8, matmul_busy_otherwise = 24,
 inline constexpr double matmul_apart = 0.1;           // of arithmetic and memory traffic, what does not overlap
 inline constexpr double matmul_launch_cycles = 3600;  // 2.6 us, published for M3 Ultra
 
+// Of threadgroup memory, in a cycle: published for M1, and reported of M3 Pro.
+constexpr double matmul_threadgroup_bytes(int family) { return family >= 9 ? 88 : 65; }
+
 // Splits of k have at least so many steps of it.
 inline constexpr int64_t matmul_min_split_k = 128;
 inline constexpr int64_t matmul_max_splits = 64;
@@ -356,7 +360,10 @@ constexpr matmul_pace matmul_pace_of(const matmul_choice& choice, const matmul_p
   const matmul_kernel& kernel = choice.use;
   const double products = problem.gated ? 2 : 1, bm = double(kernel.bm), bn = double(kernel.bn);
   if (!is_tensor(kernel)) {
-    return {products * bm * bn * (1 + choice.overhead) / matmul_core_products,
+    // Tiles are written to threadgroup memory once; each simdgroup reads its rows and its columns of them.
+    const double kept = (bm * double(1 + kernel.wn) + products * bn * double(1 + kernel.wm)) * double(problem.bytes);
+    return {std::max(products * bm * bn * (1 + choice.overhead) / matmul_core_products,
+                     kept / matmul_threadgroup_bytes(problem.family)),
             (matmul_busy_multiplying + choice.overhead * matmul_busy_otherwise) / (1 + choice.overhead)};
   }
   // What a simdgroup reads of an operand for a k comes in whole lines where that lies along m or n.
