@@ -330,6 +330,7 @@ struct matmul_plan {
   int64_t whole_tiles_n;  // the columns of tiles before them; all where splits is 1
   int64_t splits;
   int64_t k_per_split;
+  double time = 0;  // estimated, of rows that compete
 };
 
 // Threadgroup memory of a tile's operands that pass through it, whichever way they lie: rows are an odd number of 16
@@ -448,23 +449,21 @@ constexpr matmul_plan split_plan(matmul_plan plan, const matmul_problem& problem
 // The fastest plan with this row, as far as splits of k go.
 constexpr matmul_plan matmul_plan_of(const matmul_choice& choice, const matmul_problem& problem) {
   matmul_plan best = whole_plan(choice, problem);
+  if (choice.competes()) best.time = matmul_time(problem, best);
   if (problem.grouped || choice.use.is == matmul_kernel::packed) return best;
   const int64_t tiles = best.tiles_m * best.tiles_n * problem.batch, cores = problem.cores;
   if (!choice.competes()) {
     const int64_t simdgroups = tiles * simdgroups_of(choice.use);
     return split_plan(best, problem, 0, matmul_ceil_div(choice.fill * cores, simdgroups));
   }
-  double least = matmul_time(problem, best);
   // Whole tiles for some turns of all cores, and so many parts of the others that they make up further turns.
   const auto consider = [&](int64_t whole_tiles_n) {
     const int64_t rest = (best.tiles_n - whole_tiles_n) * best.tiles_m * problem.batch;
     for (const int64_t turns : {1, 2, 3, 5}) {
-      const matmul_plan plan = split_plan(whole_plan(choice, problem), problem, whole_tiles_n, turns * cores / rest);
+      matmul_plan plan = split_plan(whole_plan(choice, problem), problem, whole_tiles_n, turns * cores / rest);
       if (plan.splits == 1) continue;
-      if (const double time = matmul_time(problem, plan); time < least) {
-        least = time;
-        best = plan;
-      }
+      plan.time = matmul_time(problem, plan);
+      if (plan.time < best.time) best = plan;
     }
   };
   for (int64_t turns = tiles / cores; problem.batch == 1 && turns > 0 && turns > tiles / cores - 2; --turns) {
@@ -490,17 +489,17 @@ constexpr bool matmul_fits(const matmul_choice& choice, const matmul_problem& pr
 // The first row that fits. Where rows compete, those after it as well: the first that is about as fast as any.
 constexpr matmul_plan plan_matmul(const matmul_problem& problem) {
   matmul_plan plans[std::size(matmul_choices)] = {};
-  double times[std::size(matmul_choices)] = {};
   size_t count = 0;
   for (const matmul_choice& choice : matmul_choices) {
     if (!matmul_fits(choice, problem)) continue;
     plans[count] = matmul_plan_of(choice, problem);
     if (!choice.competes()) return plans[count];
-    times[count] = matmul_time(problem, plans[count]);
     ++count;
   }
-  const double least = *std::min_element(times, times + count);
-  return plans[std::find_if(times, times + count, [&](double t) { return t <= matmul_about_as_fast * least; }) - times];
+  const matmul_plan& fastest = *std::min_element(
+      plans, plans + count, [](const matmul_plan& a, const matmul_plan& b) { return a.time < b.time; });
+  return *std::find_if(plans, plans + count,
+                       [&](const matmul_plan& plan) { return plan.time <= matmul_about_as_fast * fastest.time; });
 }
 
 // A choice can only name kernels that exist, for each of the dtypes that it takes.
