@@ -98,16 +98,12 @@ class Product:
     def bytes_written(self) -> int:
         return DTYPES[self.dtype].itemsize * self.m * self.n
 
-    def bytes_beside_sums(self, dispatches: list[Dispatch]) -> int:
-        """Of out, what the first dispatch writes."""
+    def left_to_sum(self, dispatches: list[Dispatch]) -> tuple[int, int]:
+        """Bytes of out that a second dispatch writes, where splits of k leave it some, and those that it reads."""
         grid = Grid.of(self, dispatches)
-        return DTYPES[self.dtype].itemsize * self.m * min(grid.whole_columns * grid.bn, self.n)
-
-    def bytes_of_sums(self, dispatches: list[Dispatch]) -> int:
-        """What the splits of k leave to a second dispatch, where there is one."""
-        grid = Grid.of(self, dispatches)
-        columns = self.n - min(grid.whole_columns * grid.bn, self.n)
-        return 4 * (2 if self.op == "gated_linear" else 1) * self.m * columns * grid.splits
+        elements = self.m * max(self.n - grid.whole_columns * grid.bn, 0)
+        sums = grid.splits * (2 if self.op == "gated_linear" else 1)
+        return DTYPES[self.dtype].itemsize * elements, 4 * sums * elements
 
     def run(self) -> None:
         """On memory without a value: what the kernels do does not depend on it."""
@@ -165,14 +161,12 @@ class Norm:
 
     @property
     def bytes_written(self) -> int:
-        return self.bytes_beside_sums() + DTYPES[self.dtype].itemsize * self.tensors[3] * self.columns
+        return DTYPES[self.dtype].itemsize * (self.tensors[1] * self.elements + self.tensors[3] * self.columns)
 
-    def bytes_beside_sums(self, _: list[Dispatch] | None = None) -> int:
-        return DTYPES[self.dtype].itemsize * self.tensors[1] * self.elements
-
-    def bytes_of_sums(self, dispatches: list[Dispatch]) -> int:
-        """What the threadgroups leave to a second dispatch, where there is one."""
-        return 4 * self.tensors[3] * self.columns * dispatches[0].groups
+    def left_to_sum(self, dispatches: list[Dispatch]) -> tuple[int, int]:
+        """Bytes of gradients that a second dispatch writes, where there is one, and those that it reads."""
+        elements = self.tensors[3] * self.columns
+        return DTYPES[self.dtype].itemsize * elements, 4 * elements * dispatches[0].groups
 
     def run(self) -> None:
         x, y = (_empty(self.dtype, self.rows, self.columns) for _ in range(2))
@@ -229,6 +223,7 @@ def launched(job: Product | Norm) -> list[Dispatch]:
 def extrapolated(job: Product | Norm, dispatches: list[Dispatch]) -> list[Dispatch]:
     """What a profile of `job`, which launches `dispatches`, would hold, from one threadgroup of each kind."""
     result = []
+    finished, sums = job.left_to_sum(dispatches)
     for i, whole in enumerate(dispatches):
         if isinstance(job, Product) and i == 0:
             grid = Grid.of(job, dispatches)
@@ -249,9 +244,9 @@ def extrapolated(job: Product | Norm, dispatches: list[Dispatch]) -> list[Dispat
         if len(dispatches) == 1:
             read, written = job.bytes_read, job.bytes_written
         elif i == 0:
-            read, written = job.bytes_read, job.bytes_beside_sums(dispatches) + job.bytes_of_sums(dispatches)
+            read, written = job.bytes_read, job.bytes_written - finished + sums
         else:
-            read, written = job.bytes_of_sums(dispatches), job.bytes_written - job.bytes_beside_sums(dispatches)
+            read, written = sums, finished
         unique = {"device_read_unique": read, "device_written_unique": written, "barriers": barriers}
         runs = tuple((len(list(run)), each) for each, run in itertools.groupby(work[alike] for alike in kind))
         result.append(dataclasses.replace(whole, work=runs, **counts, **unique))

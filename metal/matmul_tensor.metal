@@ -103,19 +103,15 @@ void make_part(tensor_operands<T> from, constant matmul_params& p, tile_place pl
   const int column_count = min(place.column_count - column, columns);
   const bool exists = row_count > 0 && column_count > 0;  // the same for all lanes
   const ulong first_column = place.first_column + column;
-  const auto b_pitch = array<int, 2>{1, int(along_k ? p.b_stride_n : p.b_stride_k)};
-  const auto second_pitch = array<int, 2>{1, int(along_k ? p.second_b_stride_n : p.second_b_stride_k)};
   constexpr int depth = gathered ? matmul_tensor_gathered_k : matmul_tensor_k;
   for (int pair = 0; pair < (has_second_a ? 2 : 1); ++pair) {
+    const device T* a = (pair == 0 ? from.a : from.second_a) + place.a_offset;
     const long a_stride_m = pair == 0 ? p.a_stride_m : p.second_a_stride_m;
     const long a_stride_k = pair == 0 ? p.a_stride_k : p.second_a_stride_k;
-    const device T* a = (pair == 0 ? from.a : from.second_a) + place.a_offset;
-    const auto a_pitch = array<int, 2>{1, int(along_m ? a_stride_k : a_stride_m)};
     for (ulong step = place.k; step < place.k_end; step += depth) {
       const int k_count = count_in_tile(place.k_end - step, depth);
-      const auto a_extents = along_m ? dextents<int, 2>(row_count, k_count) : dextents<int, 2>(k_count, row_count);
-      const auto b_extents =
-          along_k ? dextents<int, 2>(k_count, column_count) : dextents<int, 2>(column_count, k_count);
+      conditional_t<gathered, threadgroup T*, device T*> a_part;
+      int a_pitch;
       if constexpr (gathered) {
         threadgroup_barrier(mem_flags::mem_threadgroup);  // the previous rows have been read
         if constexpr (along_m) {
@@ -128,38 +124,34 @@ void make_part(tensor_operands<T> from, constant matmul_params& p, tile_place pl
                                            a_vectors, part.thread_index);
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);  // publishes the rows
-        if (exists) {
-          constexpr int pitch = tile_pitch<T>(along_m ? bm : depth);
-          gathered_operand left((threadgroup T*)part.memory + row * (along_m ? 1 : pitch), a_extents,
-                                array<int, 2>{1, pitch});
-          operand right(
-              (device T*)from.b + place.b_offset + long(first_column) * p.b_stride_n + long(step) * p.b_stride_k,
-              b_extents, b_pitch);
-          product.run(left, right, sums);
-        }
-      } else if (exists) {
-        operand left((device T*)a + long(place.first_row + row) * a_stride_m + long(step) * a_stride_k, a_extents,
-                     a_pitch);
-        if (pair == 0) {
-          operand right(
-              (device T*)from.b + place.b_offset + long(first_column) * p.b_stride_n + long(step) * p.b_stride_k,
-              b_extents, b_pitch);
-          product.run(left, right, sums);
-        }
-        if (products == 2 || pair == 1) {
-          operand right((device T*)from.second_b + place.b_offset + long(first_column) * p.second_b_stride_n +
-                            long(step) * p.second_b_stride_k,
-                        b_extents, second_pitch);
-          if (products == 2) {
-            product.run(left, right, up_sums);
-          } else {
-            product.run(left, right, sums);
-          }
-        }
-      }
-      if constexpr (!gathered) {
+        a_pitch = tile_pitch<T>(along_m ? bm : depth);
+        a_part = (threadgroup T*)part.memory + row * (along_m ? 1 : a_pitch);
+      } else {
         // Simdgroups stay in step, so that what one has read is in cache for those that read it too.
         threadgroup_barrier(mem_flags::mem_none);
+        a_pitch = int(along_m ? a_stride_k : a_stride_m);
+        a_part = (device T*)a + long(place.first_row + row) * a_stride_m + long(step) * a_stride_k;
+      }
+      if (!exists) {
+        continue;
+      }
+      const auto a_extents = along_m ? dextents<int, 2>(row_count, k_count) : dextents<int, 2>(k_count, row_count);
+      const auto b_extents =
+          along_k ? dextents<int, 2>(k_count, column_count) : dextents<int, 2>(column_count, k_count);
+      left_operand left(a_part, a_extents, array<int, 2>{1, a_pitch});
+#pragma clang loop unroll(full)
+      for (int q = 0; q < products; ++q) {
+        const bool second = pair + q != 0;
+        const long b_stride_k = second ? p.second_b_stride_k : p.b_stride_k;
+        const long b_stride_n = second ? p.second_b_stride_n : p.b_stride_n;
+        const device T* b = (second ? from.second_b : from.b) + place.b_offset;
+        operand right((device T*)b + long(first_column) * b_stride_n + long(step) * b_stride_k, b_extents,
+                      array<int, 2>{1, int(along_k ? b_stride_n : b_stride_k)});
+        if (q == 0) {
+          product.run(left, right, sums);
+        } else {
+          product.run(left, right, up_sums);
+        }
       }
     }
   }
