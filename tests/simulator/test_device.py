@@ -279,6 +279,10 @@ FAULTS = {
         "float a[100000]; for (uint j = 0; j < 100000; ++j) a[j] = out[j % 32]; out[i] = a[uint(out[0]) + 99999 - i];",
         "needs more than 256 KB of private memory",
     ),
+    "a private array of which little is used": (
+        "volatile float a[100000]; a[i] = 1.0f; out[i] = a[i];",
+        "needs more than 256 KB of private memory",
+    ),
     "recursion without an end": ("out[i] = endless(i);", "needs more than 256 KB of private memory"),
     "an address that does not exist": ("out[ulong(1) << 50] = 1;", "memory that does not exist"),
     "a null pointer": ("device float* p = nullptr; out[i] = p[i];", "memory that does not exist"),

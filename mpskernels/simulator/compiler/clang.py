@@ -61,6 +61,8 @@ _CODE = [
     # A float outside an integer's range saturates, and NaN gives 0.
     "-fno-strict-float-cast-overflow",
     *_CODE_PLACEMENT,
+    # A frame larger than a page touches its pages in order, so that none gets past the inaccessible one below a stack.
+    "-fstack-clash-protection",
     # A division that would trap on the host becomes a fault with its source position.
     "-fsanitize=integer-divide-by-zero",
 ]

@@ -10,22 +10,21 @@
 namespace mpsk::device {
 
 StackArena::StackArena(size_t count) : count_(count), page_(static_cast<size_t>(sysconf(_SC_PAGESIZE))) {
-  void* memory = mmap(nullptr, size(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  const size_t size = (count_ + 1) * MPSK_STACK_BYTES;
+  void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
   memory_ = static_cast<std::byte*>(memory);
   const auto address = reinterpret_cast<uintptr_t>(memory_);
-  base_ = memory_ + kBelow + (MPSK_STACK_BYTES - address % MPSK_STACK_BYTES) % MPSK_STACK_BYTES;
-  bool failed = mprotect(memory_, static_cast<size_t>(base_ - memory_), PROT_NONE) != 0;
-  for (size_t i = 0; i < count_; ++i) failed |= mprotect(base_ + i * MPSK_STACK_BYTES, page_, PROT_NONE) != 0;
-  if (failed) {
-    munmap(memory_, size());
-    throw std::bad_alloc();
+  base_ = memory_ + (MPSK_STACK_BYTES - address % MPSK_STACK_BYTES) % MPSK_STACK_BYTES;
+  for (size_t i = 0; i < count_; ++i) {
+    if (mprotect(base_ + i * MPSK_STACK_BYTES, page_, PROT_NONE) != 0) {
+      munmap(memory_, size);
+      throw std::bad_alloc();
+    }
   }
 }
 
-StackArena::~StackArena() { munmap(memory_, size()); }
-
-size_t StackArena::size() const { return kBelow + (count_ + 1) * MPSK_STACK_BYTES; }
+StackArena::~StackArena() { munmap(memory_, (count_ + 1) * MPSK_STACK_BYTES); }
 
 mpsk_slot& StackArena::slot(size_t i) const {
   return *reinterpret_cast<mpsk_slot*>(MPSK_SLOT(reinterpret_cast<uintptr_t>(base_) + i * MPSK_STACK_BYTES));
@@ -36,7 +35,6 @@ std::byte* StackArena::top(size_t i) const { return reinterpret_cast<std::byte*>
 size_t StackArena::bytes() const { return MPSK_STACK_BYTES - page_ - MPSK_STACK_COLOURS * MPSK_STACK_COLOUR_BYTES; }
 
 bool StackArena::overflows(const void* address) const {
-  if (address >= memory_ && address < base_) return true;
   const auto offset = static_cast<size_t>(static_cast<const std::byte*>(address) - base_);  // wraps below base_
   return offset < count_ * MPSK_STACK_BYTES && offset % MPSK_STACK_BYTES < page_;
 }

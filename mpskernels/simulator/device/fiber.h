@@ -42,12 +42,9 @@ class StackArena {
   mpsk_slot& slot(size_t i) const;            // of the thread that runs on stack i
   std::byte* top(size_t i) const;             // where stack i begins, growing down
   size_t bytes() const;                       // from there to the inaccessible page, at least
-  bool overflows(const void* address) const;  // whether that is in inaccessible memory
+  bool overflows(const void* address) const;  // whether that is in an inaccessible page
 
  private:
-  // Below the first stack, which runs first: an array that is larger than a stack goes past its inaccessible page.
-  static constexpr size_t kBelow = 64 * MPSK_STACK_BYTES;
-  size_t size() const;
   std::byte* memory_ = nullptr;
   std::byte* base_ = nullptr;
   size_t count_, page_;
