@@ -13,8 +13,8 @@ RESULT = HERE / ".results" / "latest.json"
 
 def main() -> int:
     RESULT.parent.mkdir(exist_ok=True)
-    options = ["-q", "-o", "python_files=bench_*.py", "-o", "python_functions=bench_*", "-p", "no:xdist"]
-    options += ["--benchmark-json", str(RESULT), "--benchmark-quiet", *(sys.argv[1:] or ["-m", "not slow"])]
+    options = ["-q", "-p", "no:xdist", "--benchmark-json", str(RESULT), "--benchmark-quiet"]
+    options += sys.argv[1:] or ["-m", "not slow"]
     # OpenMP threads that spin while they wait would take the cores from whatever else runs, and each other's time.
     environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
     if code := subprocess.run([sys.executable, "-m", "pytest", str(HERE), *options], env=environment).returncode:

@@ -55,7 +55,7 @@ void check_grouped_matmul(const at::Tensor& x, const at::Tensor& w, const at::Te
                           const std::optional<at::Tensor>& indices);
 void check_grouped_matmul_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& offsets,
                                    const std::optional<at::Tensor>& indices);
-void check_grouped_matmul_scatter(const at::Tensor& rows, const at::Tensor& indices);
+void check_grouped_matmul_scatter(const at::Tensor& rows, const at::Tensor& indices, const c10::SymInt& count);
 void check_add_matmuls(const at::Tensor& a, const at::Tensor& b, const at::Tensor& second_a,
                        const at::Tensor& second_b);
 void check_rms_norm(const at::Tensor& x, const std::optional<at::Tensor>& weight, double eps, double offset);

@@ -167,7 +167,7 @@ std::tuple<at::Tensor, at::Tensor> linear_saving(const at::Tensor& x, const at::
                                                  const optional_tensor& bias, std::string_view activation,
                                                  const optional_tensor& residual) {
   const char* op = "linear_saving";
-  check_linear(op, x, weight, bias, activation, residual);
+  check_linear("linear", x, weight, bias, activation, residual);  // the op that the user called
   const bool saves = activation != "none";
   const at::Tensor saved = empty(saves ? result_sizes(x, weight.size(0)) : std::vector<int64_t>{0}, x);
   return {launch_linear(op, x, weight, bias, activation, residual, saves ? saved : at::Tensor()), saved};
@@ -195,7 +195,7 @@ at::Tensor gated_linear(const at::Tensor& x, const at::Tensor& w_gate, const at:
 std::tuple<at::Tensor, at::Tensor, at::Tensor> gated_linear_saving(const at::Tensor& x, const at::Tensor& w_gate,
                                                                    const at::Tensor& w_up,
                                                                    std::string_view activation) {
-  check_gated_linear("gated_linear_saving", x, w_gate, w_up, activation);
+  check_gated_linear("gated_linear", x, w_gate, w_up, activation);
   const std::vector<int64_t> sizes = result_sizes(x, w_gate.size(0));
   const at::Tensor gate = empty(sizes, x), up = empty(sizes, x);
   return {launch_gated("gated_linear_saving", x, w_gate, w_up, activation, gate, up), gate, up};

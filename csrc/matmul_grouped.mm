@@ -71,7 +71,7 @@ void check_grouped_matmul_backward(const at::Tensor& grad, const at::Tensor& x, 
              indices ? "to match indices.size(0)" : "to match x.size(0)");
 }
 
-void check_grouped_matmul_scatter(const at::Tensor& rows, const at::Tensor& indices) {
+void check_grouped_matmul_scatter(const at::Tensor& rows, const at::Tensor& indices, const c10::SymInt& count) {
   const char* op = "grouped_matmul_scatter";
   const Arg rows_arg{op, "rows", rows}, indices_arg{op, "indices", indices};
   check_device(rows_arg);
@@ -80,6 +80,7 @@ void check_grouped_matmul_scatter(const at::Tensor& rows, const at::Tensor& indi
   check_rows(rows_arg);
   check_int32_vector(indices_arg, rows_arg);
   check_size(indices_arg, 0, rows.sym_size(0), "to match rows.size(0)");
+  require_value(count.sym_ge(0), op, "expected count >= 0, got ", count);
 }
 
 namespace {
@@ -111,8 +112,7 @@ at::Tensor grouped_matmul_backward(const at::Tensor& grad, const at::Tensor& x, 
 
 at::Tensor grouped_matmul_scatter(const at::Tensor& rows, const at::Tensor& indices, int64_t count) {
   const char* op = "grouped_matmul_scatter";
-  check_grouped_matmul_scatter(rows, indices);
-  require_value(count >= 0, op, "expected count >= 0, got ", count);
+  check_grouped_matmul_scatter(rows, indices, count);
   at::Tensor out = at::empty({count, rows.size(1)}, rows.options());
   if (out.numel() == 0) return out;
   const grouped_matmul_scatter_params params{.columns = static_cast<uint64_t>(rows.size(1)),
@@ -120,7 +120,7 @@ at::Tensor grouped_matmul_scatter(const at::Tensor& rows, const at::Tensor& indi
                                              .stride_column = rows.stride(1),
                                              .stride_index = indices.stride(0),
                                              .rows = narrow<uint32_t>(rows.size(0), op, "rows.size(0)"),
-                                             .padding = 0};
+                                             .count = narrow<uint32_t>(count, op, "count")};
   const auto kernel = pipeline(c10::str("grouped_matmul_scatter_", dtype_suffix(rows)));
   launch(op, [&](Encoder& encoder) {
     encoder.use(kernel);
@@ -129,7 +129,7 @@ at::Tensor grouped_matmul_scatter(const at::Tensor& rows, const at::Tensor& indi
     encoder.tensor(grouped_matmul_scatter_buffer_out, out);
     encoder.params(grouped_matmul_scatter_buffer_params, params);
     encoder.dispatch({.x = static_cast<size_t>((rows.size(1) + matmul_threads - 1) / matmul_threads),
-                      .y = narrow<uint32_t>(count, op, "count")},
+                      .y = (params.count - 1) / matmul_scatter_rows + size_t{1}},
                      {.x = matmul_threads});
   });
   return out;

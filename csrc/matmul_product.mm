@@ -29,12 +29,19 @@ constexpr int64_t max_tiles = (int64_t{1} << 27) - 1, max_batch = (int64_t{1} <<
 // Elements between rows of an operand of matmul_tensor, whose offsets within a tile have 32 bits.
 constexpr int64_t max_tensor_pitch = (int64_t{1} << 31) / matmul_tensor_k - 1;
 
-// Whether torch lets products of float32 round their operands to 11 bits of significand, which is what
-// torch.backends.fp32_precision and torch.set_float32_matmul_precision say.
+// Whether torch lets products of float32 round their operands to 11 bits of significand: torch.backends.fp32_precision
+// says so, or where that is not set, torch.set_float32_matmul_precision, which sets this for CUDA and for the CPU. Its
+// own getter throws where somebody has set only one of the two.
 bool allows_tf32() {
-  const at::Context& context = at::globalContext();
-  return context.float32Precision(at::Float32Backend::GENERIC, at::Float32Op::ALL) == at::Float32Precision::TF32 ||
-         context.float32MatmulPrecision() != at::Float32MatmulPrecision::HIGHEST;
+  using enum at::Float32Precision;
+  const auto precision = [](at::Float32Backend backend, at::Float32Op op) {
+    return at::globalContext().float32Precision(backend, op);
+  };
+  const auto rounds = [](at::Float32Precision precision) { return precision == TF32 || precision == BF16; };
+  const at::Float32Precision all = precision(at::Float32Backend::GENERIC, at::Float32Op::ALL);
+  if (all != NONE) return rounds(all);
+  return rounds(precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL)) &&
+         rounds(precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL));
 }
 
 // One axis of a matrix.
@@ -108,12 +115,13 @@ std::string kernel_name(const matmul_kernel& kernel, std::string_view dtype, boo
 }
 
 std::shared_ptr<const Pipeline> sum_kernel(std::string_view dtype, bool bias, bool residual, bool preactivation,
-                                           bool gated) {
+                                           bool gated, bool activation) {
   return pipeline(c10::str("matmul_sum_", dtype), {{matmul_constant_partial, "partial", false},
                                                    {matmul_constant_bias, "bias", bias},
                                                    {matmul_constant_residual, "residual", residual},
                                                    {matmul_constant_preactivation, "preactivation", preactivation},
-                                                   {matmul_constant_gated, "gated", gated}});
+                                                   {matmul_constant_gated, "gated", gated},
+                                                   {matmul_constant_activation, "activation", activation}});
 }
 
 // A grid of a thread for each element; x and y together, as x alone may not hold it.
@@ -169,7 +177,7 @@ at::Tensor launch_product(const matmul_product& product) {
   }
   require_supported(dims.size() <= matmul_max_batch_dims, op, "expected at most ", +matmul_max_batch_dims,
                     " batch dimensions that no single stride describes, got ", dims.size(),
-                    "; pass a.contiguous() and b.contiguous()");
+                    "; pass contiguous operands");
   const int64_t batch = grouped_rows ? 1 : outputs / (a_m.size * b_n.size);
   require_supported(batch <= max_batch, op, "expected at most ", max_batch, " products in a batch, got ", batch);
 
@@ -198,7 +206,10 @@ at::Tensor launch_product(const matmul_product& product) {
            t.storage_offset() % alignment == 0 &&
            std::ranges::all_of(dims, [&](const batch_dim& dim) { return dim.*stride % alignment == 0; });
   };
-  bool a_vectors = takes_vectors(left, a_along_m ? a_m : a_k, a_along_m ? a_k : a_m, &batch_dim::a_stride);
+  const extent a_along = a_along_m ? a_m : a_k;
+  extent a_across = a_along_m ? a_k : a_m;
+  if (product.indices.defined()) a_across.size = a.size(0);  // any of its rows, whatever their number
+  bool a_vectors = takes_vectors(left, a_along, a_across, &batch_dim::a_stride);
   bool b_vectors = takes_vectors(right, b_along_k ? b_k : b_n, b_along_k ? b_n : b_k, &batch_dim::b_stride);
   if (product.second_a.defined()) {
     a_vectors &= takes_vectors(product.second_a, a_along_m ? second_a_m : second_a_k,
@@ -222,13 +233,13 @@ at::Tensor launch_product(const matmul_product& product) {
     return along.stride == 1 && across.stride > 0 && across.stride <= max_tensor_pitch;
   };
   const bool tensors =
-      b_vectors &&
-      (product.indices.defined() || (a_vectors && fits_tensors(a_along_m ? a_m : a_k, a_along_m ? a_k : a_m))) &&
+      has_tensor_units() && b_vectors &&
+      (product.indices.defined() || (a_vectors && fits_tensors(a_along, a_across))) &&
       fits_tensors(b_along_k ? b_k : b_n, b_along_k ? b_n : b_k) &&
       (!product.second_a.defined() ||
        fits_tensors(a_along_m ? second_a_m : second_a_k, a_along_m ? second_a_k : second_a_m)) &&
       (!second_k.size || fits_tensors(b_along_k ? second_k : second_n, b_along_k ? second_n : second_k)) &&
-      (a.scalar_type() != at::kFloat || allows_tf32()) && has_tensor_units();
+      (a.scalar_type() != at::kFloat || allows_tf32());
   const matmul_problem problem{.family = device().family,
                                .cores = device().cores,
                                .bytes = bytes,
@@ -298,7 +309,7 @@ at::Tensor launch_product(const matmul_product& product) {
   }
   if (grouped_rows) params.b_batch_strides[0] = b.stride(0);
 
-  const bool partial = splits > 1, finishes = split_from > 0;
+  const bool partial = splits > 1, finishes = split_from > 0, activates = product.activation != activation_none;
   const auto named = [&](const std::string& name) {
     return pipeline(name,
                     {{matmul_constant_a_along_m, "a_along_m", a_along_m},
@@ -314,7 +325,8 @@ at::Tensor launch_product(const matmul_product& product) {
                      {matmul_constant_offsets, "offsets", grouped},
                      {matmul_constant_grouped_k, "grouped_k", product.grouped_k},
                      {matmul_constant_gathered, "gathered", product.indices.defined()},
-                     {matmul_constant_gated, "gated", gated}});
+                     {matmul_constant_gated, "gated", gated},
+                     {matmul_constant_activation, "activation", finishes && activates}});
   };
   const at::Tensor out = at::empty(product.sizes, options);
   const std::string_view dtype = dtype_suffix(a);
@@ -322,7 +334,8 @@ at::Tensor launch_product(const matmul_product& product) {
   std::shared_ptr<const Pipeline> sum;
   at::Tensor partials;
   if (partial) {
-    sum = sum_kernel(dtype, product.bias.defined(), residual.defined(), product.preactivation.defined(), gated);
+    sum = sum_kernel(dtype, product.bias.defined(), residual.defined(), product.preactivation.defined(), gated,
+                     activates);
     partials = at::empty({splits * (gated ? 2 : 1) * split_outputs}, options.dtype(at::kFloat));
   }
   launch(op, [&](Encoder& encoder) {
@@ -367,7 +380,7 @@ void launch_sum(const char* op, const at::Tensor& partials, const at::Tensor& ou
   params.out_stride_n = 1;
   params.batch = 1;
   params.splits = static_cast<uint32_t>(partials.numel() / out.numel());
-  const auto kernel = sum_kernel(dtype_suffix(out), false, false, false, false);
+  const auto kernel = sum_kernel(dtype_suffix(out), false, false, false, false, false);
   launch(op, [&](Encoder& encoder) {
     encoder.barrier();  // partials may have been written by a dispatch of the same op
     encoder.use(kernel);

@@ -39,21 +39,25 @@ struct tile_part {
   }
 
   // Adds what frag_size steps of k give: a and b are where this part begins in the tiles, and the next of the b_size
-  // elements of each product.
+  // elements of each product. The barriers cost nothing and keep the compiler from moving the loads of later steps up
+  // here, where their fragments would take registers.
   __attribute__((always_inline)) void multiply(const threadgroup T* a, tile_walk a_walk, const threadgroup T* b,
                                                tile_walk b_walk, int b_size) {
     frag<T> left[rows];
     frag<T> right[columns];
+    simdgroup_barrier(mem_flags::mem_none);
 #pragma clang loop unroll(full)
     for (int i = 0; i < rows; ++i) {
       load_frag(left[i], a + i * a_walk.frag, a_walk.pitch, a_walk.transposed);
     }
 #pragma clang loop unroll(full)
     for (int product = 0; product < products; ++product) {
+      simdgroup_barrier(mem_flags::mem_none);
 #pragma clang loop unroll(full)
       for (int j = 0; j < columns; ++j) {
         load_frag(right[j], b + product * b_size + j * b_walk.frag, b_walk.pitch, b_walk.transposed);
       }
+      simdgroup_barrier(mem_flags::mem_none);
 #pragma clang loop unroll(full)
       for (int i = 0; i < rows; ++i) {
 #pragma clang loop unroll(full)
@@ -68,6 +72,32 @@ struct tile_part {
   float2 of_lane(int i) {
     thread frag<float>& f = sums[i / (rows * columns)][i / columns % rows][i % columns];
     return float2(f.thread_elements()[0], f.thread_elements()[1]);
+  }
+
+  // The same with those of `others` further shares of k, which lie `step` apart.
+  template <int others>
+  __attribute__((always_inline)) float2 of_lane(int i, const threadgroup float2* shares, int step) {
+    float2 result = of_lane(i);
+#pragma clang loop unroll(full)
+    for (int other = 0; other < others; ++other) {
+      result += shares[other * step + i * 32];
+    }
+    return result;
+  }
+
+  // Stores those of a product as they are. `to` is where those of its first fragment go, in rows `pitch` apart.
+  template <int others, typename Result>
+  __attribute__((always_inline)) void store(int product, device Result* to, long pitch,
+                                            const threadgroup float2* shares, int step) {
+#pragma clang loop unroll(full)
+    for (int i = 0; i < rows; ++i) {
+#pragma clang loop unroll(full)
+      for (int j = 0; j < columns; ++j) {
+        *(device vec<Result, 2>*)(to + j * frag_size) =
+            vec<Result, 2>(of_lane<others>((product * rows + i) * columns + j, shares, step));
+      }
+      to += frag_size * pitch;
+    }
   }
 };
 
@@ -134,8 +164,8 @@ template <typename T, int bm, int bn, int bk, int wm, int wn, int wk, int packs,
   }
   const int share = packs == 1 ? int(simd_index) / (wm * wn) : 0;  // of the depth
   const int place_in_tile = packs == 1 ? int(simd_index) % (wm * wn) : 0;
-  const int row = place_in_tile / wn * (bm / wm);  // of this simdgroup's part of the tile
-  const int column = place_in_tile % wn * (bn / wn);
+  int row = place_in_tile / wn * (bm / wm);  // of this simdgroup's part of the tile
+  int column = place_in_tile % wn * (bn / wn);
   tile_part<T, row_frags, column_frags, products> part;
   part.clear();
 
@@ -147,9 +177,21 @@ template <typename T, int bm, int bn, int bk, int wm, int wn, int wk, int packs,
       (const threadgroup T*)b_tile + column / frag_size * b_walk.frag + share * depth * b_walk.k;
   constexpr int b_elements = b_size * vector_elements<T>();
   for (int pair = 0; pair < (has_second_a ? 2 : 1); ++pair) {
-    const device T* pair_a = (pair == 0 ? a : second_a) + place.a_offset;
     const long a_stride_m = pair == 0 ? p.a_stride_m : p.second_a_stride_m;
     const long a_stride_k = pair == 0 ? p.a_stride_k : p.second_a_stride_k;
+    // Where indices name the rows of a tile of a, they say where it lies along m, or along k.
+    const bool names_m = is_gathered && !a_along_m, names_k = is_gathered && a_along_m;
+    const device T* a_source = (pair == 0 ? a : second_a) + place.a_offset +
+                               (names_m ? 0 : long(place.first_row) * a_stride_m) +
+                               (names_k ? 0 : long(place.k) * a_stride_k);
+    const device T* b_source[products];
+#pragma clang loop unroll(full)
+    for (int product = 0; product < products; ++product) {
+      const bool second = pair + product != 0;
+      b_source[product] = (second ? second_b : b) + place.b_offset +
+                          long(place.first_column) * (second ? p.second_b_stride_n : p.b_stride_n) +
+                          long(place.k) * (second ? p.second_b_stride_k : p.b_stride_k);
+    }
     for (ulong step = place.k; step < place.k_end; step += bk) {
       const int k_count = count_in_tile(place.k_end - step, bk);
       if (packs == 1) {
@@ -157,42 +199,34 @@ template <typename T, int bm, int bn, int bk, int wm, int wn, int wk, int packs,
       } else {
         simdgroup_barrier(mem_flags::mem_threadgroup);
       }
-      if (is_gathered) {
-        // The glue lets tile rows be those that indices name.
-        const gathered_rows rows = {indices + (is_grouped_k ? step : place.first_row),
-                                    is_grouped_k ? p.a_stride_k : p.a_stride_m,
-                                    is_grouped_k ? k_count : place.row_count, p.a_rows};
-        if (a_along_m) {
-          load_tile<T, bk, bm, threads>(a_tile, pair_a + long(place.first_row) * p.a_stride_m, rows, p.a_stride_m,
-                                        place.row_count, a_vectors, thread_in_tile);
-        } else {
-          load_tile<T, bm, bk, threads>(a_tile, pair_a + long(step) * p.a_stride_k, rows, p.a_stride_k, k_count,
-                                        a_vectors, thread_in_tile);
-        }
+      if (names_k) {
+        const gathered_rows rows = {indices + step, a_stride_k, k_count, p.a_rows};
+        load_tile<T, bk, bm, threads>(a_tile, a_source, rows, a_stride_m, place.row_count, a_vectors, thread_in_tile);
+      } else if (names_m) {
+        const gathered_rows rows = {indices + place.first_row, a_stride_m, place.row_count, p.a_rows};
+        load_tile<T, bm, bk, threads>(a_tile, a_source, rows, a_stride_k, k_count, a_vectors, thread_in_tile);
+      } else if (a_along_m) {
+        load_tile<T, bk, bm, threads>(a_tile, a_source, strided_rows{a_stride_k, k_count}, a_stride_m, place.row_count,
+                                      a_vectors, thread_in_tile);
       } else {
-        const device T* source = pair_a + long(place.first_row) * a_stride_m + long(step) * a_stride_k;
-        if (a_along_m) {
-          load_tile<T, bk, bm, threads>(a_tile, source, strided_rows{a_stride_k, k_count}, a_stride_m, place.row_count,
-                                        a_vectors, thread_in_tile);
-        } else {
-          load_tile<T, bm, bk, threads>(a_tile, source, strided_rows{a_stride_m, place.row_count}, a_stride_k, k_count,
-                                        a_vectors, thread_in_tile);
-        }
+        load_tile<T, bm, bk, threads>(a_tile, a_source, strided_rows{a_stride_m, place.row_count}, a_stride_k, k_count,
+                                      a_vectors, thread_in_tile);
       }
+      a_source += names_k ? 0 : bk * a_stride_k;
 #pragma clang loop unroll(full)
       for (int product = 0; product < products; ++product) {
         const bool second = pair + product != 0;
         const long stride_k = second ? p.second_b_stride_k : p.b_stride_k;
         const long stride_n = second ? p.second_b_stride_n : p.b_stride_n;
-        const device T* source =
-            (second ? second_b : b) + place.b_offset + long(place.first_column) * stride_n + long(step) * stride_k;
         if (b_along_k) {
-          load_tile<T, bn, bk, threads>(b_tile + product * b_size, source, strided_rows{stride_n, place.column_count},
-                                        stride_k, k_count, b_vectors, thread_in_tile);
+          load_tile<T, bn, bk, threads>(b_tile + product * b_size, b_source[product],
+                                        strided_rows{stride_n, place.column_count}, stride_k, k_count, b_vectors,
+                                        thread_in_tile);
         } else {
-          load_tile<T, bk, bn, threads>(b_tile + product * b_size, source, strided_rows{stride_k, k_count}, stride_n,
-                                        place.column_count, b_vectors, thread_in_tile);
+          load_tile<T, bk, bn, threads>(b_tile + product * b_size, b_source[product], strided_rows{stride_k, k_count},
+                                        stride_n, place.column_count, b_vectors, thread_in_tile);
         }
+        b_source[product] += bk * stride_k;
       }
       if (packs == 1) {
         threadgroup_barrier(mem_flags::mem_threadgroup);  // publishes the tiles
@@ -235,6 +269,23 @@ template <typename T, int bm, int bn, int bk, int wm, int wn, int wk, int packs,
   const matmul_result<T> result = result_at(out, partials, bias, residual, preactivation, up,
                                             has_offsets && !is_grouped_k ? 0 : z, place.partial, place.split, p);
   const frag_position at = position_in_frag(ushort(lane));
+  row += at.row;
+  column += at.col;
+  if (result.as_they_are && place.row_count == bm && place.column_count == bn) {
+    // Most tiles: to look at each element would take several times the instructions.
+    const ulong m = place.first_row + row, n = place.first_column + column;
+    if (is_partial && place.partial) {
+#pragma clang loop unroll(full)
+      for (int product = 0; product < products; ++product) {
+        part.template store<wk - 1>(product, result.partial_at(m, n) + product * result.partials_step,
+                                    long(result.split_columns), shares, share_step);
+      }
+    } else {
+      part.template store<wk - 1>(0, result.end.out + result.end.out_strides.at(m, n), result.end.out_strides.m, shares,
+                                  share_step);
+    }
+    return;
+  }
 #pragma clang loop unroll(full)
   for (int i = 0; i < row_frags; ++i) {
 #pragma clang loop unroll(full)
@@ -242,17 +293,13 @@ template <typename T, int bm, int bn, int bk, int wm, int wn, int wk, int packs,
       float2 left = 0.0f, right = 0.0f;  // the sums of two neighbours
 #pragma clang loop unroll(full)
       for (int product = 0; product < products; ++product) {
-        const int index = (product * row_frags + i) * column_frags + j;
-        float2 sums = part.of_lane(index);
-#pragma clang loop unroll(full)
-        for (int other = 0; other < wk - 1; ++other) {
-          sums += shares[other * share_step + index * 32];
-        }
+        const float2 sums =
+            part.template of_lane<wk - 1>((product * row_frags + i) * column_frags + j, shares, share_step);
         left[product] = sums[0];
         right[product] = sums[1];
       }
-      const int m = row + i * frag_size + at.row;
-      const int n = column + j * frag_size + at.col;
+      const int m = row + i * frag_size;
+      const int n = column + j * frag_size;
       if (m < place.row_count && n + 1 < place.column_count) {
         result.store(left, right, place.first_row + m, place.first_column + n);
       } else if (m < place.row_count && n < place.column_count) {
@@ -278,6 +325,19 @@ MATMUL_GATED_VARIANTS(INSTANTIATE_GATED)
   decltype(matmul_tile<T, bm, bn, bk, 1, 1, 1, packs, 1>) matmul_tile<T, bm, bn, bk, 1, 1, 1, packs, 1>;
 MATMUL_PACKED_VARIANTS(INSTANTIATE_PACKED)
 
+// Where the sum of an element of the split columns goes.
+struct sum_place {
+  uint batch;
+  ulong row, column;
+};
+
+// Numbers of 64 bits are divided by a long subroutine, those of 32 are not.
+template <typename Index>
+sum_place place_of_sum(Index element, Index columns, Index rows) {
+  const Index row = element / columns, batch = row / rows;
+  return {uint(batch), row - batch * rows, element - row * columns};
+}
+
 // matmul_sum: adds up what the splits of k left in `partials`, in their order, and finishes it.
 //
 // Grid: x and y together: elements of out from column split_from on, all batches, by matmul_threads. Threadgroup:
@@ -293,8 +353,7 @@ template <typename T>
     uint2 group [[threadgroup_position_in_grid]], uint2 groups [[threadgroups_per_grid]],
     uint thread_index [[thread_index_in_threadgroup]]) {
   const ulong columns = p.n - p.split_from;
-  const ulong product = p.m * columns;
-  const ulong all = p.batch * product;
+  const ulong all = p.batch * p.m * columns;
   const ulong element = (ulong(group.y) * groups.x + group.x) * matmul_threads + thread_index;
   if (element >= all) {
     return;
@@ -307,10 +366,11 @@ template <typename T>
       sums[0] += partials[split * all + element];
     }
   }
-  const ulong in_product = element % product;
+  const sum_place place =
+      all >> 32 == 0 ? place_of_sum<uint>(element, columns, p.m) : place_of_sum<ulong>(element, columns, p.m);
   const matmul_result<T> result =
-      result_at<T>(out, nullptr, bias, residual, preactivation, up, uint(element / product), false, 0, p);
-  result.store(sums, in_product / columns, p.split_from + in_product % columns);
+      result_at<T>(out, nullptr, bias, residual, preactivation, up, place.batch, false, 0, p);
+  result.store(sums, place.row, p.split_from + place.column);
 }
 
 #define INSTANTIATE_SUM(dtype, T) \

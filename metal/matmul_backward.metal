@@ -87,12 +87,14 @@ template <typename T>
   out[p.count + element] = T(value * activate(p.activation, x));
 }
 
-// grouped_matmul_scatter: a threadgroup looks through all indices, matmul_threads at a time, for its row of out, and
-// adds up the rows that have it, in their order.
+// grouped_matmul_scatter: a threadgroup looks through all indices, matmul_threads at a time, for its
+// matmul_scatter_rows rows of out, and adds up the rows that have them, in their order. Each thread has a column of the
+// sums.
 //
-// Grid: x: columns, by matmul_threads; y: rows of out. Threadgroup: (matmul_threads). Threadgroup bytes: 32.
-// Necessary: each row read and each row of out written once. What the kernel adds: rows of out times as many indices
-// are read from cache, a small part of what the products before it do: 4 bytes for 2 * columns * n FLOP of theirs.
+// Grid: x: columns, by matmul_threads; y: rows of out, by matmul_scatter_rows. Threadgroup: (matmul_threads).
+// Threadgroup bytes: 16416. Necessary: each row read and each row of out written once. What the kernel adds: the
+// indices are read from cache (rows of out / 16) * (columns / 256) times, with two barriers for each 256 of them, and a
+// sum is read and written in threadgroup memory for each element of a row.
 template <typename T>
 [[kernel, max_total_threads_per_threadgroup(matmul_threads)]] void grouped_matmul_scatter(
     const device T* rows [[buffer(grouped_matmul_scatter_buffer_rows)]],
@@ -102,13 +104,18 @@ template <typename T>
     uint2 group [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]], uint simd_index [[simdgroup_index_in_threadgroup]]) {
   constexpr int simdgroups = matmul_threads / 32;
-  threadgroup uint found[simdgroups];  // a bit for each of the indices looked at that is this row's
+  threadgroup uint found[simdgroups];  // a bit for each of the indices looked at that is of these rows of out
+  threadgroup float sums[matmul_scatter_rows * matmul_threads];
+  threadgroup float* its_sums = sums + thread_index;
   const ulong column = ulong(group.x) * matmul_threads + thread_index;
-  float sum = 0.0f;
+  const uint first_out = group.y * matmul_scatter_rows;
+  for (int r = 0; r < matmul_scatter_rows; ++r) {
+    its_sums[r * matmul_threads] = 0.0f;
+  }
   for (uint first = 0; first < p.rows; first += matmul_threads) {
     const uint row = first + thread_index;
-    const bool mine = row < p.rows && uint(indices[long(row) * p.stride_index]) == group.y;
-    const uint bits = uint(static_cast<simd_vote::vote_t>(simd_ballot(mine)));
+    const bool ours = row < p.rows && uint(indices[long(row) * p.stride_index]) - first_out < matmul_scatter_rows;
+    const uint bits = uint(static_cast<simd_vote::vote_t>(simd_ballot(ours)));
     threadgroup_barrier(mem_flags::mem_threadgroup);  // the bits before have been read
     if (lane == 0) {
       found[simd_index] = bits;
@@ -118,13 +125,15 @@ template <typename T>
       for (uint left = found[i]; left != 0; left &= left - 1) {
         if (column < p.columns) {
           const long row = first + i * 32 + ctz(left);
-          sum += float(rows[row * p.stride_row + long(column) * p.stride_column]);
+          const uint r = uint(indices[row * p.stride_index]) - first_out;
+          its_sums[r * matmul_threads] += float(rows[row * p.stride_row + long(column) * p.stride_column]);
         }
       }
     }
   }
-  if (column < p.columns) {
-    out[group.y * p.columns + column] = T(sum);
+  const uint count = min(uint(matmul_scatter_rows), p.count - first_out);
+  for (uint r = 0; r < count && column < p.columns; ++r) {
+    out[ulong(first_out + r) * p.columns + column] = T(its_sums[r * matmul_threads]);
   }
 }
 

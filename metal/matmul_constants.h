@@ -20,6 +20,7 @@ constant bool has_offsets [[function_constant(matmul_constant_offsets)]];
 constant bool is_grouped_k [[function_constant(matmul_constant_grouped_k)]];
 constant bool is_gathered [[function_constant(matmul_constant_gathered)]];
 constant bool is_gated [[function_constant(matmul_constant_gated)]];
+constant bool has_activation [[function_constant(matmul_constant_activation)]];
 
 namespace mpsk {
 namespace {  // what uses function constants belongs to its file, as they do
@@ -44,9 +45,10 @@ struct matmul_result {
   ulong split_from, split_columns;
   ulong partials_step;  // from there to those of the second of a gated pair
   bool partial;
-  bool pairs;  // two neighbouring columns may be stored as one
-  bool fours;  // four may
-  bool plain;  // there is nothing to finish: spares most products the arithmetic of where everything else lies
+  bool pairs;        // two neighbouring columns may be stored as one
+  bool fours;        // four may
+  bool plain;        // there is nothing to finish
+  bool as_they_are;  // sums are stored unchanged, by pairs
 
   // Both sums are those of (m, n), or only the first where there is no gated pair.
   void store(float2 sums, ulong row, ulong column) const {
@@ -130,7 +132,7 @@ matmul_result<T> result_at(device T* out, device float* partials, const device T
   result.end.out_strides = {p.out_stride_m, p.out_stride_n};
   result.end.bias_strides = {p.bias_stride_m, p.bias_stride_n};
   result.end.residual_strides = {p.residual_stride_m, p.residual_stride_n};
-  result.end.activation = p.activation;
+  result.end.activation = has_activation ? p.activation : uint(activation_none);
   result.end.adds_bias = has_bias;
   result.end.adds_residual = has_residual;
   result.end.keeps_preactivation = has_preactivation;
@@ -145,7 +147,8 @@ matmul_result<T> result_at(device T* out, device float* partials, const device T
   const bool in_rows = (is_partial && partial) || p.out_stride_n == 1;
   result.pairs = p.n % 2 == 0 && in_rows;
   result.fours = p.n % 4 == 0 && in_rows;
-  result.plain = !(has_bias || has_residual || has_preactivation || is_gated) && p.activation == activation_none;
+  result.plain = !(has_bias || has_residual || has_preactivation || is_gated || has_activation);
+  result.as_they_are = result.pairs && (result.plain || (is_partial && partial));
   return result;
 }
 

@@ -40,6 +40,7 @@ enum matmul_constant {
   matmul_constant_grouped_k = 111,      // or k into groups, each with an out of its own
   matmul_constant_gathered = 112,       // the grouped rows of a are those that indices name
   matmul_constant_gated = 113,
+  matmul_constant_activation = 114,  // there is one
 };
 
 enum {
@@ -51,6 +52,7 @@ enum {
   matmul_tensor_gathered_k = 64,   // and matmul_tensor_gathered, whose rows of a pass through threadgroup memory
   matmul_threads = 256,            // of a threadgroup of the kernels that go element by element
   matmul_backward_simdgroups = 8,  // rows that a threadgroup of linear_backward takes at a time
+  matmul_scatter_rows = 16,        // of out that a threadgroup of grouped_matmul_scatter makes
 };
 
 // Strides in elements.
@@ -155,6 +157,6 @@ struct grouped_matmul_scatter_params {
   int64_t stride_column;
   int64_t stride_index;
   uint32_t rows;
-  uint32_t padding;
+  uint32_t count;  // rows of out
 };
 static_assert(sizeof(grouped_matmul_scatter_params) == 40, "no implicit padding");

@@ -34,7 +34,7 @@ row_range find_tile(uint tile, const device int* offsets, constant matmul_params
     const uint group = base + lane;
     const int begin = group == 0 ? 0 : group <= p.groups ? clamp(offsets[group - 1], 0, rows) : rows;
     const int end = group < p.groups ? clamp(offsets[group], 0, rows) : rows;
-    const uint tiles = uint(max(end - begin, 0) + bm - 1) / bm;
+    const uint tiles = (uint(max(end - begin, 0)) + bm - 1) / bm;
     const uint after = before + simd_prefix_inclusive_sum(tiles);
     const bool here = tile < after && tile >= after - tiles;
     if (simd_any(here)) {

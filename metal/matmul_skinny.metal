@@ -29,6 +29,20 @@ inline float4 chunk<bfloat>::four(int i) const {
   return as_type<float4>(uint4(pairs.x << 16, pairs.x & 0xffff0000u, pairs.y << 16, pairs.y & 0xffff0000u));
 }
 
+// A chunk of elements that are `stride` apart.
+template <typename T>
+chunk<T> gather_chunk(const device T* from, long stride) {
+  chunk<T> result;
+#pragma clang loop unroll(full)
+  for (int i = 0; i < 4; ++i) {
+    result.raw[i] = as_type<uint>(vec<T, 2>(from[2 * i * stride], from[(2 * i + 1) * stride]));
+  }
+  return result;
+}
+inline chunk<float> gather_chunk(const device float* from, long stride) {
+  return {as_type<uint4>(float4(from[0], from[stride], from[2 * stride], from[3 * stride]))};
+}
+
 // matmul_skinny_k: for b whose shorter stride is that of k. A threadgroup walks matmul_skinny_columns columns of b
 // along k. Its simdgroups take 512 bytes of each in turn, keep `rows` sums for each, and add them up in the end, in
 // order: as many threadgroups as the chip wants, without a second launch for splits of k.
@@ -65,13 +79,18 @@ template <typename T, int rows, int products>
   const long b_offset = batch_offset(group.z, p.b_batch_strides, p);
 
   float sums[products][rows][columns] = {};
-  // Chunks of consecutive elements where both operands have them, single elements otherwise and at the end.
-  const ulong chunks_end = a_vectors && b_vectors ? k_begin + (k_end - k_begin) / vector * vector : k_begin;
+  // Chunks of consecutive elements where b has them, single elements otherwise and at the end.
+  const ulong chunks_end = b_vectors ? k_begin + (k_end - k_begin) / vector * vector : k_begin;
   for (ulong k = k_begin + thread_index * vector; k < chunks_end; k += simdgroups * 32 * vector) {
     chunk<T> left[rows];
 #pragma clang loop unroll(full)
     for (int r = 0; r < rows; ++r) {
-      left[r].raw = *(const device uint4*)(a + long(min(ulong(r), p.m - 1)) * p.a_stride_m + k);
+      const device T* from = a + long(min(ulong(r), p.m - 1)) * p.a_stride_m + long(k) * p.a_stride_k;
+      if (a_vectors && !a_along_m) {
+        left[r].raw = *(const device uint4*)from;
+      } else {
+        left[r] = gather_chunk(from, p.a_stride_k);
+      }
     }
 #pragma clang loop unroll(full)
     for (int product = 0; product < products; ++product) {

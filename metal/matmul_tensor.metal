@@ -1,9 +1,10 @@
 // out[z, m, n] = sum over k of a[z, m, k] * b[z, k, n] on the matrix units of M5, in fp32, finished by the epilogue,
 // rounded once. In Metal 4, and so in a library of its own.
 
-#include <MetalPerformancePrimitives/MetalPerformancePrimitives.h>
 #include <metal_stdlib>
 #include <metal_tensor>
+
+#include <MetalPerformancePrimitives/MetalPerformancePrimitives.h>
 
 #include "common/tile.h"
 #include "matmul_constants.h"

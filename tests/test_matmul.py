@@ -89,6 +89,24 @@ def test_matmul_reads_any_strides(a_layout, b_layout):
     check(a, b)
 
 
+ALIGNED = ["rows", "columns", "aligned_rows", "aligned_offset", "offset_columns", "one_row", "one_column"]
+
+
+@dtypes
+@pytest.mark.parametrize("b_layout", ALIGNED)
+@pytest.mark.parametrize("a_layout", ALIGNED)
+def test_matmul_of_few_rows_or_columns_reads_any_strides(a_layout, b_layout, dtype):
+    k, many = 88, 40
+
+    def operands(m, n):
+        a = LAYOUTS[a_layout](lambda *shape: random(*shape, dtype=dtype), m, k)
+        return a, LAYOUTS[b_layout](lambda *shape: random(*shape, dtype=dtype, seed=1), k, n)
+
+    for few in (1, 2, 4, 8, 16):
+        check(*operands(few, many))
+        check(*operands(many, few))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=DTYPE_IDS.get)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_matmul_reads_any_strides_of_two_bytes(dtype, layout):
@@ -194,7 +212,7 @@ def test_matmul_takes_eight_batch_dims():
         mpskernels.matmul(to_mps(a), to_mps(b))
     assert str(info.value) == (
         "mpsk::matmul: expected at most 8 batch dimensions that no single stride describes, got 9; "
-        "pass a.contiguous() and b.contiguous()"
+        "pass contiguous operands"
     )
     check(a.contiguous(), b.contiguous())
 
@@ -222,6 +240,16 @@ def test_matmul_takes_eight_batch_dims():
 )
 def test_matmul_handles_edges(dtype, a_shape, b_shape):
     check(random(*a_shape, dtype=dtype), random(*b_shape, dtype=dtype, seed=1))
+
+
+def test_matmul_of_float32_takes_whatever_torch_says_of_precision():
+    """torch's own getter throws where the settings of devices differ."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        check(random(64, 64), random(64, 64, seed=1))
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
 
 
 def test_matmul_of_nothing_launches_nothing():
@@ -324,7 +352,7 @@ CHOICES = [
     ((16, 16, 40, 16, True), "packed_{}_bm16_bn16_bk16"),
     ((1280, 512, 64, 1, True), LARGE),
     ((1280, 512, 64, 1, False), LARGE),
-    ((200, 512, 64, 1, True), TALL),
+    ((200, 768, 64, 1, True), TALL),
     ((400, 160, 32, 1, False), FLAT),
     ((33, 512, 64, 1, True), SHARED),
     ((160, 256, 64, 1, True), SMALL),

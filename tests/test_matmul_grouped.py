@@ -134,10 +134,26 @@ def test_grouped_matmul_gradient_matches_reference(dtype, gathered, groups):
         assert error <= tolerance
 
 
-def test_scatter_sums_rows_in_any_number():
-    rows, indices = random(600, 300), torch.randint(-1, 9, (600,), generator=torch.Generator().manual_seed(0)).int()
-    out = torch.ops.mpsk.grouped_matmul_scatter(*to_mps((rows, indices)), 8)
-    expected = torch.stack([rows[indices == t].double().sum(0) for t in range(8)])
+@dtypes
+@pytest.mark.parametrize("k", [98, 100, 104])
+def test_one_row_is_gathered_by_itself(k, dtype):
+    """However many rows are named, any of them is read, and aligned as those of x are."""
+    x, w = random(5, k, dtype=dtype), random(2, k, 24, dtype=dtype, seed=1)
+    for row in (1, 4):
+        check(x, w, int32(0, 1), int32(row))
+        grad = random(1, 24, dtype=dtype, seed=2)
+        of_w = torch.ops.mpsk.grouped_matmul_backward(*to_mps((grad, x, int32(0, 1), int32(row))))
+        expected = x[row].double()[:, None] * grad.double()
+        torch.testing.assert_close(of_w[1].cpu().double(), expected, rtol=torch.finfo(dtype).eps, atol=0)
+        assert not of_w[0].any()
+
+
+@pytest.mark.parametrize("count", [1, 8, 16, 17, 40])
+def test_scatter_sums_rows_in_any_number(count):
+    generator = torch.Generator().manual_seed(0)
+    rows, indices = random(600, 300), torch.randint(-1, count + 5, (600,), generator=generator).int()
+    out = torch.ops.mpsk.grouped_matmul_scatter(*to_mps((rows, indices)), count)
+    expected = torch.stack([rows[indices == t].double().sum(0) for t in range(count)])
     assert_accurate(out, expected, scale=torch.full_like(expected, 30.0), allowed=4.0)
 
 

@@ -104,6 +104,34 @@ def test_float32_is_rounded_only_where_torch_allows_it():
         assert not any("tensor" in kernel for kernel in kernels(lambda: check(a, b)))
 
 
+@pytest.fixture
+def precision():
+    """torch's settings for devices, which are put back."""
+    matmul = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    before = torch.get_float32_matmul_precision(), [m.fp32_precision for m in matmul]
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    for m, value in zip(matmul, before[1], strict=True):
+        m.fp32_precision = value
+
+
+def test_what_torch_says_of_all_backends_counts_most(precision):
+    def rounds():
+        return any("tensor" in kernel for kernel in kernels(lambda: mpskernels.matmul(*operands)))
+
+    operands = to_mps((random(256, 64), random(64, 320, seed=1)))
+    torch.backends.cuda.matmul.fp32_precision = "tf32"  # of another device
+    assert not rounds()
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # and the CPU: as set_float32_matmul_precision("medium")
+    assert rounds()
+    with torch.backends.flags(fp32_precision="ieee"):
+        assert not rounds()
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    assert not rounds()
+    with torch.backends.flags(fp32_precision="tf32"):
+        assert rounds()
+
+
 def test_a_second_pair_may_lie_otherwise():
     a, b = random(256, 64, dtype=torch.float16), random(64, 320, dtype=torch.float16, seed=1)
     c, d = random(256, 80, dtype=torch.float16, seed=2), random(64, 336, dtype=torch.float16, seed=3)

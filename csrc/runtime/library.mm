@@ -35,9 +35,10 @@ struct State {
 };
 
 // Sources are compiled as the metallib is: its language, and fast math, which is not the default of every version.
-constexpr MTLLanguageVersion kLanguage = MTLLanguageVersion3_1, kLanguage4 = MTLLanguageVersion4_0;
-constexpr std::string_view kNeedsMetal4 = "#include <metal_tensor>";  // in a source
-constexpr int kTensorFamily = 10;                                     // the first Apple GPU family with matrix units
+constexpr MTLLanguageVersion kLanguage = MTLLanguageVersion3_1;
+constexpr auto kLanguage4 = static_cast<MTLLanguageVersion>(4 << 16);  // SDKs before macOS 26 have no name for 4.0
+constexpr std::string_view kNeedsMetal4 = "#include <metal_tensor>";   // in a source
+constexpr int kTensorFamily = 10;                                      // the first Apple GPU family with matrix units
 constexpr BOOL kFastMath = YES;
 
 State& state() {

@@ -149,7 +149,7 @@ def _(
 def _(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str, residual: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    _C.check_linear("linear_saving", x, weight, bias, activation, residual)
+    _C.check_linear("linear", x, weight, bias, activation, residual)
     out = x.new_empty([*x.shape[:-1], weight.shape[0]])
     return out, x.new_empty(0 if activation == "none" else out.shape)
 
@@ -172,7 +172,7 @@ def _(x: torch.Tensor, w_gate: torch.Tensor, w_up: torch.Tensor, *, activation: 
 def _(
     x: torch.Tensor, w_gate: torch.Tensor, w_up: torch.Tensor, activation: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    _C.check_gated_linear("gated_linear_saving", x, w_gate, w_up, activation)
+    _C.check_gated_linear("gated_linear", x, w_gate, w_up, activation)
     out, gate, up = (x.new_empty([*x.shape[:-1], w_gate.shape[0]]) for _ in range(3))
     return out, gate, up
 
@@ -315,7 +315,7 @@ def _(grad: torch.Tensor, x: torch.Tensor, offsets: torch.Tensor, indices: torch
 
 @torch.library.register_fake(add_op_namespace_prefix("grouped_matmul_scatter"))
 def _(rows: torch.Tensor, indices: torch.Tensor, count: int) -> torch.Tensor:
-    _C.check_grouped_matmul_scatter(rows, indices)
+    _C.check_grouped_matmul_scatter(rows, indices, count)
     return rows.new_empty([count, rows.shape[1]])
 
 

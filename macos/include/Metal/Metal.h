@@ -38,7 +38,6 @@ typedef NS_OPTIONS(NSUInteger, MTLPipelineOption) {
 
 typedef NS_ENUM(NSUInteger, MTLLanguageVersion) {
   MTLLanguageVersion3_1 = (3 << 16) + 1,
-  MTLLanguageVersion4_0 = (4 << 16) + 0,
 };
 
 typedef void (^MTLCommandBufferHandler)(id<MTLCommandBuffer>);

@@ -309,35 +309,32 @@ class Instrumenter:
         gep = _GEP.match(f.lines[at]) if at is not None else None
         return bool(gep) and "%" in gep[1] and "metal::" not in gep[1] and "sroa_idx" not in access.pointer
 
-    def _piece(self, f: _Function, pointer: str) -> tuple[str, int] | None:
-        """(base, offset) of the address of a piece of a vector."""
-        at = f.definitions.get(pointer)
-        if at is None or "sroa_idx" not in pointer:
-            return None
-        m = _GEP.match(f.lines[at])
-        if not m or m[1] != "i8" or not (offset := _BYTES.match(m[3])):
-            return None
-        return m[2], int(offset[1])
+    def _place(self, f: _Function, pointer: str) -> tuple[str, int]:
+        """(base, offset) of an address."""
+        offset = 0
+        while (at := f.definitions.get(pointer)) is not None:
+            m = _GEP.match(f.lines[at])
+            if not m or m[1] != "i8" or not (step := _BYTES.match(m[3])):
+                break
+            pointer, offset = m[2], offset + int(step[1])
+        return pointer, offset
 
     def _vectors(self, f: _Function, accesses: list[_Access]) -> list[tuple[_Access, list[tuple[_Access, int]]]]:
         """Accesses with the pieces that belong to them, each at its offset."""
         whole: list[tuple[_Access, list[tuple[_Access, int]]]] = []
         for access in accesses:
-            piece = self._piece(f, access.pointer)
-            if piece and not access.kind.startswith("atomic"):
-                base, offset = piece
-                head = next(
-                    (
-                        w
-                        for w in reversed(whole)
-                        if w[0].pointer == base and w[0].kind == access.kind and w[0].debug == access.debug
-                    ),
-                    None,
-                )
-                if head and offset == head[0].size + sum(a.size for a, _ in head[1]) and offset + access.size <= 32:
-                    head[1].append((access, offset))
-                    continue
-            whole.append((access, []))
+            if "sroa_idx" in access.pointer and not access.kind.startswith("atomic"):
+                base, at = self._place(f, access.pointer)
+                for head, pieces in reversed(whole):
+                    size = head.size + sum(piece.size for piece, _ in pieces)
+                    same = head.kind == access.kind and head.debug == access.debug and size + access.size <= 32
+                    if same and self._place(f, head.pointer) == (base, at - size):
+                        pieces.append((access, size))
+                        break
+                else:
+                    whole.append((access, []))
+            else:
+                whole.append((access, []))
         return whole
 
     def _instrument_block(self, f, block, entry, before, replaced) -> None:
@@ -513,6 +510,11 @@ class Instrumenter:
         m = re.search(rf"\bfloat 1\.0+e\+00, ({_NAME})", line)
         return bool(m) and m[1] in f.definitions and "llvm.sqrt." in f.lines[f.definitions[m[1]]]
 
+    def _names_register(self, f: _Function, line: str) -> bool:
+        """Whether a known element of a private array is addressed: on a GPU that is a register."""
+        m = _GEP.match(line)
+        return m is not None and "%" not in m[3] and self._private(f, m[2], entry=False)
+
     def _row(self, f: _Function, block: range, replaced) -> str:
         counts = dict.fromkeys(("instructions", "f32", "f16", "special", "integer", "matrix"), 0)
         matrix = ""
@@ -549,7 +551,7 @@ class Instrumenter:
                 counts[kind] += 2 * width
             elif called and _SPECIAL.fullmatch(called):
                 counts["special"] += width
-            elif operation in _INTEGER_OPERATIONS:
+            elif operation in _INTEGER_OPERATIONS and not self._names_register(f, line):
                 counts["integer"] += 1
         fields = ", ".join(f"i32 {value}" for value in counts.values())
         return f"%mpsk.block {{{fields}, ptr {matrix or 'null'}}}"
