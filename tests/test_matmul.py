@@ -330,6 +330,7 @@ def test_matmul_waits_for_what_it_reads():
 
 
 FEW = ("tile_{}_bm16_bn32_bk64_wm1_wn2_wk4", "tile_{}_bm16_bn32_bk128_wm1_wn2_wk4")
+WIDE = ("tile_{}_bm16_bn32_bk64_wm1_wn2_wk4", "tile_{}_bm16_bn64_bk64_wm1_wn2_wk4")
 FEWEST = ("tile_{}_bm16_bn16_bk128_wm1_wn1_wk8", "tile_{}_bm16_bn16_bk256_wm1_wn1_wk8")
 LARGE = ("tile_{}_bm64_bn64_bk16_wm2_wn2_wk1", "tile_{}_bm64_bn64_bk16_wm1_wn2_wk1")
 TALL = ("tile_{}_bm40_bn64_bk16_wm1_wn2_wk1", "tile_{}_bm40_bn64_bk32_wm1_wn2_wk1")
@@ -345,8 +346,9 @@ CHOICES = [
     ((300, 4, 40, 1, True), "skinny_k_{}_r4_p1"),  # swapped, and a is along k
     ((1, 300, 40, 1, False), "skinny_n_{}_r1"),
     ((3, 300, 40, 1, False), "skinny_n_{}_r4"),
-    ((5, 300, 40, 1, False), FEWEST),
-    ((300, 8, 40, 1, False), FEWEST),
+    ((5, 300, 40, 1, False), WIDE),
+    ((300, 8, 40, 1, False), WIDE),
+    ((5, 300, 40, 1, True), FEWEST),
     ((9, 640, 40, 1, True), FEW),
     ((16, 16, 40, 15, True), FEWEST),
     ((16, 16, 40, 16, True), "packed_{}_bm16_bn16_bk16"),
@@ -359,7 +361,7 @@ CHOICES = [
     ((17, 96, 8, 1, False), FEW),
     ((17, 33, 8, 1, True), (FEW[0], FEWEST[1])),
     ((128, 512, 512, 1, True), BASE),  # k of some columns split
-    ((9, 33, 4096, 1, False), FEWEST),  # of all
+    ((9, 33, 4096, 1, False), WIDE),  # of all
 ]
 
 
