@@ -287,6 +287,18 @@ def test_matmul_has_a_second_gradient():
         torch.testing.assert_close(got.cpu().double(), want, rtol=1e-4, atol=1e-3)
 
 
+def test_linear_without_activation_has_a_second_gradient():
+    def second(linear, *leaves):
+        leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+        first = torch.autograd.grad(linear(*leaves).pow(3).sum(), leaves, create_graph=True)
+        return [*first, *torch.autograd.grad(sum(g.pow(2).sum() for g in first), leaves)]
+
+    tensors = random(3, 5, 4), random(6, 4, seed=1), random(6, seed=2)
+    expected = second(F.linear, *(t.double() for t in tensors))
+    for got, want in zip(second(mpskernels.linear, *to_mps(tensors)), expected, strict=True):
+        torch.testing.assert_close(got.cpu().double(), want, rtol=1e-4, atol=1e-3 * want.abs().max().item())
+
+
 @dtypes
 @activations
 @pytest.mark.parametrize("parts", ["all", "bias", "residual", "none"])

@@ -252,7 +252,9 @@ def _linear_backward(ctx, grad: torch.Tensor, _) -> tuple[torch.Tensor | None, .
         return None, None, None, None, None
     rows = _rows(grad)
     if needs_x or needs_weight or needs_bias:
-        if preactivation is not None or needs_bias:
+        if preactivation is None and needs_bias and grad.requires_grad and torch.is_grad_enabled():
+            of_bias = ops.matmul(rows.new_ones(rows.shape[0]), rows)  # has a gradient itself
+        elif preactivation is not None or needs_bias:
             of_sum, of_bias = ops.linear_backward(
                 rows,
                 None if preactivation is None else _rows(preactivation),

@@ -48,8 +48,8 @@ def test_few_rows_read_each_weight_once(rows, n, b_along_k, dtype):
     assert not (b_along_k and sum_of_splits)
     of_x, of_weight = x.numel() * dtype.itemsize, weight.numel() * dtype.itemsize
     assert dispatch.device_read_unique == of_x + of_weight
-    # Each threadgroup reads x once, and its last row again for each that the kernel has room for. Where eight lanes read
-    # a row of b, each of them does, and splits of k share x.
+    # Each threadgroup reads x once, and its last row again for each that the kernel has room for. Where eight lanes
+    # read a row of b, each of them does, and splits of k share x.
     lanes_with_a_row = "skinny_n" in dispatch.kernel
     times = 8 * math.ceil(n * dtype.itemsize / 128) if lanes_with_a_row else dispatch.groups
     room = re.search(r"_r(\d)_", dispatch.kernel.partition("?")[0] + "_")
