@@ -218,6 +218,25 @@ template <typename T, int bm, int bn, int wm, int wn, int products, bool gathere
   }
 }
 
+// tensor_units_probe: never run. That a pipeline can be made of it tells the glue that this system's compiler takes
+// what the kernels above are made of, before any of them is chosen.
+kernel void tensor_units_probe(device half* a [[buffer(0)]], device half* b [[buffer(1)]],
+                               device float* out [[buffer(2)]], uint lane [[thread_index_in_threadgroup]]) {
+  constexpr auto descriptor =
+      mpp::tensor_ops::matmul2d_descriptor(32, 32, static_cast<int>(dynamic_extent), false, false, false,
+                                           mpp::tensor_ops::matmul2d_descriptor::mode::multiply_accumulate);
+  mpp::tensor_ops::matmul2d<descriptor, execution_simdgroup> product;
+  using operand = tensor<device half, dextents<int, 2>, tensor_inline>;
+  operand left(a, dextents<int, 2>(32, 32), array<int, 2>{1, 32});
+  operand right(b, dextents<int, 2>(32, 32), array<int, 2>{1, 32});
+  auto sums = product.get_destination_cooperative_tensor<operand, operand, float>();
+  for (ushort i = 0; i < sums.get_capacity(); ++i) {
+    sums[i] = 0.0f;
+  }
+  product.run(left, right, sums);
+  out[lane] = sums[0];
+}
+
 #define INSTANTIATE_TENSOR(dtype, T, bm, bn, wm, wn)                                                 \
   template [[host_name("matmul_tensor_" #dtype "_bm" #bm "_bn" #bn "_wm" #wm "_wn" #wn)]] [[kernel]] \
   decltype(matmul_tensor<T, bm, bn, wm, wn, 1, false>) matmul_tensor<T, bm, bn, wm, wn, 1, false>;

@@ -212,12 +212,15 @@ def test_without_a_usable_library_in_metal_4_the_kernels_do_without_matrix_units
         assert _C.tensor_units_problem().startswith(f"mpsk: cannot open the metallib {second}: ")
         assert mpskernels.info().matrix_units.startswith("not used: mpsk: cannot open")
         assert kernel()[0] == "matmul_tile"
+        shutil.copy(metallib, second)
+        _C.set_metallib(str(copy))
+        assert _C.tensor_units_problem().startswith("mpsk: no kernel tensor_units_probe in ")
+        assert kernel()[0] == "matmul_tile"
         shutil.copy(metallib.with_stem(metallib.stem + "-metal4"), second)
         _C.set_metallib(str(copy))
         assert kernel()[0] == "matmul_tensor"
-        _C.set_metallib(
-            str(Path(mpskernels.__file__).parent / "metal")
-        )  # each file compiled in the language that it needs
+        # Each file compiled in the language that it needs.
+        _C.set_metallib(str(Path(mpskernels.__file__).parent / "metal"))
         used, out = kernel()
         assert used == "matmul_tensor"
         torch.testing.assert_close(out, expected, rtol=2**-10, atol=2**-7)

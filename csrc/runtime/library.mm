@@ -38,6 +38,7 @@ struct State {
 constexpr MTLLanguageVersion kLanguage = MTLLanguageVersion3_1;
 constexpr auto kLanguage4 = static_cast<MTLLanguageVersion>(4 << 16);  // SDKs before macOS 26 have no name for 4.0
 constexpr std::string_view kNeedsMetal4 = "#include <metal_tensor>";   // in a source
+constexpr const char* kProbe = "tensor_units_probe";                   // of matmul_tensor.metal
 constexpr int kTensorFamily = 10;                                      // the first Apple GPU family with matrix units
 constexpr BOOL kFastMath = YES;
 
@@ -104,19 +105,6 @@ std::string refusal(Library& library) {
   }
 }
 
-// Why kernels may not use matrix units; empty: they may.
-std::string look_for_tensor_units(State& s, int family) {
-  if (family < kTensorFamily) return c10::str("a GPU of Apple family ", family, " has none");
-  @autoreleasepool {
-    for (Library& library : libraries(s)) {
-      // Of the Hub's builder, which puts all kernels into one.
-      if (library.embedded != nullptr) return "the library inside the module is for macOS 26.0, and they need 26.2";
-      if (library.metal4) return refusal(library);
-    }
-    return "the build had no compiler for Metal 4";
-  }
-}
-
 // Whether to look for a kernel here. A source tells before it is compiled: host_name("x" ...) begins a name with x.
 bool may_hold(const Library& library, std::string_view name) {
   if (!library.source) return true;
@@ -158,6 +146,25 @@ std::shared_ptr<const Pipeline> create(State& s, const std::string& name, const 
   }
   TORCH_CHECK(pso, "mpsk: cannot create the pipeline ", label, ": ", message(error));
   return std::make_shared<const Pipeline>(label, std::move(pso));
+}
+
+// Why kernels may not use matrix units; empty: they may.
+std::string look_for_tensor_units(State& s, int family) {
+  if (family < kTensorFamily) return c10::str("a GPU of Apple family ", family, " has none");
+  @autoreleasepool {
+    for (Library& library : libraries(s)) {
+      // Of the Hub's builder, which puts all kernels into one.
+      if (library.embedded != nullptr) return "the library inside the module is for macOS 26.0, and they need 26.2";
+      if (!library.metal4) continue;
+      try {
+        create(s, kProbe, kProbe, {});
+        return "";
+      } catch (const c10::Error& error) {
+        return error.what_without_backtrace();
+      }
+    }
+    return "the build had no compiler for Metal 4";
+  }
 }
 
 }  // namespace
