@@ -56,6 +56,7 @@ void check_grouped_matmul(const at::Tensor& x, const at::Tensor& w, const at::Te
 void check_grouped_matmul_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& offsets,
                                    const std::optional<at::Tensor>& indices);
 void check_grouped_matmul_scatter(const at::Tensor& rows, const at::Tensor& indices, const c10::SymInt& count);
+std::vector<c10::SymInt> check_sum_matmuls(const at::Tensor& a, const at::Tensor& b, int64_t dims);
 void check_add_matmuls(const at::Tensor& a, const at::Tensor& b, const at::Tensor& second_a,
                        const at::Tensor& second_b);
 void check_rms_norm(const at::Tensor& x, const std::optional<at::Tensor>& weight, double eps, double offset);
@@ -149,6 +150,7 @@ void define_checks(const Def& def) {
   def("check_gated", takes_none(mpsk::check_gated));
   def("check_gated_backward", takes_none(mpsk::check_gated_backward));
   def("check_add_matmuls", takes_none(mpsk::check_add_matmuls));
+  def("check_sum_matmuls", takes_none(mpsk::check_sum_matmuls));
   def("check_gated_linear", takes_none(mpsk::check_gated_linear));
   def("check_gated_linear_backward", takes_none(mpsk::check_gated_linear_backward));
   def("check_grouped_matmul", takes_none(mpsk::check_grouped_matmul));

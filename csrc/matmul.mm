@@ -40,11 +40,7 @@ void check_weight(const Arg& weight, const Arg& x) {
   check_size(weight, 1, x.tensor.sym_size(-1), "to match x.size(-1)");
 }
 
-}  // namespace
-
-// Returns the sizes of the product.
-std::vector<c10::SymInt> check_matmul(const at::Tensor& a, const at::Tensor& b) {
-  const char* op = "matmul";
+std::vector<c10::SymInt> check_product(const char* op, const at::Tensor& a, const at::Tensor& b) {
   const Arg a_arg{op, "a", a}, b_arg{op, "b", b};
   check_device(a_arg);
   check_device(b_arg, a_arg);
@@ -69,6 +65,13 @@ std::vector<c10::SymInt> check_matmul(const at::Tensor& a, const at::Tensor& b) 
   if (a.dim() > 1) sizes.push_back(a.sym_size(-2));
   if (b.dim() > 1) sizes.push_back(b.sym_size(-1));
   return sizes;
+}
+
+}  // namespace
+
+// Returns the sizes of the product.
+std::vector<c10::SymInt> check_matmul(const at::Tensor& a, const at::Tensor& b) {
+  return check_product("matmul", a, b);
 }
 
 void check_linear(const std::string& op_name, const at::Tensor& x, const at::Tensor& weight,
@@ -130,6 +133,19 @@ void check_add_matmuls(const at::Tensor& a, const at::Tensor& b, const at::Tenso
   check_size(c_arg, 1, a.sym_size(1), "to match a.size(1)");
   check_size(d_arg, 0, b.sym_size(0), "to match b.size(0)");
   check_size(d_arg, 1, b.sym_size(1), "to match b.size(1)");
+}
+
+// a @ b of batches, summed over their last `dims` dimensions but those of the matrices. Returns the sizes.
+std::vector<c10::SymInt> check_sum_matmuls(const at::Tensor& a, const at::Tensor& b, int64_t dims) {
+  const char* op = "sum_matmuls";
+  std::vector<c10::SymInt> sizes = check_product(op, a, b);
+  check_dim_between({op, "a", a}, 2, 64);
+  check_dim_between({op, "b", b}, 2, 64);
+  const auto batch = static_cast<int64_t>(sizes.size()) - 2;
+  require_value(dims >= 0 && dims <= batch, op, "expected dims >= 0 and <= ", batch, ", those of the batch, got ",
+                dims);
+  sizes.erase(sizes.end() - 2 - dims, sizes.end() - 2);
+  return sizes;
 }
 
 namespace {
@@ -201,6 +217,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gated_linear_saving(const at::Ten
   return {launch_gated("gated_linear_saving", x, w_gate, w_up, activation, gate, up), gate, up};
 }
 
+at::Tensor sum_matmuls(const at::Tensor& a, const at::Tensor& b, int64_t dims) {
+  const std::vector<c10::SymInt> sizes = check_sum_matmuls(a, b, dims);
+  return launch_product({.op = "sum_matmuls", .a = a, .b = b, .sizes = C10_AS_INTARRAYREF_SLOW(sizes), .summed = dims});
+}
+
 at::Tensor add_matmuls(const at::Tensor& a, const at::Tensor& b, const at::Tensor& second_a,
                        const at::Tensor& second_b) {
   check_add_matmuls(a, b, second_a, second_b);
@@ -229,6 +250,7 @@ TORCH_LIBRARY_FRAGMENT(MPSK_NAMESPACE, m) {
   define_op(m, "gated_linear_saving(Tensor x, Tensor w_gate, Tensor w_up, str activation) -> (Tensor, Tensor, Tensor)",
             gated_linear_saving, Gradient::registered);
   define_op(m, "add_matmuls(Tensor a, Tensor b, Tensor second_a, Tensor second_b) -> Tensor", add_matmuls);
+  define_op(m, "sum_matmuls(Tensor a, Tensor b, int dims) -> Tensor", sum_matmuls, Gradient::registered);
 }
 
 }  // namespace mpsk

@@ -25,6 +25,7 @@ struct matmul_product {
   at::Tensor offsets = {};        // (groups,); b is then (groups, k, n) and a (m, k),
   bool grouped_k = false;         // or b is (k, n), a (m, k) and out (groups, m, n)
   at::Tensor indices = {};        // rows of a, or of its transpose where k is grouped
+  int64_t summed = 0;             // over the last so many dimensions of the batch, which out does not have
 };
 
 // Launches its kernel, or its kernels, whose choice is that of matmul_select.h; none where out has no elements. Returns

@@ -5,9 +5,12 @@
 #include <c10/util/SmallVector.h>
 #include <c10/util/StringUtil.h>
 #include <c10/util/accumulate.h>
+#include <c10/util/hash.h>
 
 #include <algorithm>
+#include <array>
 #include <limits>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -67,10 +70,12 @@ struct batch_dim {
 };
 using batch_dims = c10::SmallVector<batch_dim, 8>;
 
-// The batch dimensions, outermost first, broadcast, with neighbours merged where one stride describes all operands.
-batch_dims broadcast(const at::Tensor& a, const at::Tensor& b, const at::Tensor& residual) {
+// The batch dimensions from `first` to `last` from the last of the tensors, outermost first, broadcast, with neighbours
+// merged where one stride describes all operands.
+batch_dims broadcast(const at::Tensor& a, const at::Tensor& b, const at::Tensor& residual, int64_t first,
+                     int64_t last) {
   batch_dims dims;
-  for (int64_t i = std::max(a.dim(), b.dim()); i > 2; --i) {
+  for (int64_t i = first; i >= last; --i) {
     const extent a_axis = axis(a, i), b_axis = axis(b, i);
     const extent r_axis = residual.defined() ? axis(residual, i) : extent{1, 0};
     const batch_dim dim{.size = a_axis.size == 1 ? b_axis.size : a_axis.size,
@@ -87,6 +92,15 @@ batch_dims broadcast(const at::Tensor& a, const at::Tensor& b, const at::Tensor&
     }
   }
   return dims;
+}
+
+// The last plans of this thread, by problem: to compare all rows of the table takes microseconds.
+const matmul_plan& plan_of(const matmul_problem& problem) {
+  constexpr size_t places = 256;
+  thread_local std::array<std::optional<std::pair<matmul_problem, matmul_plan>>, places> known;
+  auto& place = known[c10::get_hash(problem.m, problem.n, problem.k, problem.batch, problem.bytes) % places];
+  if (!place || place->first != problem) place.emplace(problem, plan_matmul(problem));
+  return place->second;
 }
 
 std::string kernel_name(const matmul_kernel& kernel, std::string_view dtype, bool gated) {
@@ -160,8 +174,11 @@ at::Tensor launch_product(const matmul_product& product) {
     residual_m = axis(residual, 2);
     residual_n = axis(residual, 1);
   }
-  batch_dims dims;
-  if (!grouped) dims = broadcast(a, b, residual);
+  batch_dims dims, terms;
+  if (!grouped) {
+    dims = broadcast(a, b, residual, std::max(a.dim(), b.dim()), 3 + product.summed);
+    terms = broadcast(a, b, residual, 2 + product.summed, 3);
+  }
   // A batch that shares b is further rows of a where one stride reaches them: tiles fill up, b is read once.
   const auto continues = [](extent rows, int64_t stride) {
     return rows.size == 1 || stride == rows.size * rows.stride;
@@ -175,9 +192,22 @@ at::Tensor launch_product(const matmul_product& product) {
     a_m.size *= dims.back().size;
     dims.pop_back();
   }
-  require_supported(dims.size() <= matmul_max_batch_dims, op, "expected at most ", +matmul_max_batch_dims,
-                    " batch dimensions that no single stride describes, got ", dims.size(),
-                    "; pass contiguous operands");
+  // Terms of a sum are further k where one stride of each operand reaches them.
+  while (!terms.empty() && continues(a_k, terms.back().a_stride) && continues(b_k, terms.back().b_stride)) {
+    if (a_k.size == 1) {
+      a_k.stride = terms.back().a_stride;
+      b_k.stride = terms.back().b_stride;
+    }
+    a_k.size *= terms.back().size;
+    b_k.size = a_k.size;
+    terms.pop_back();
+  }
+  int64_t term_count = 1;
+  for (const batch_dim& term : terms) term_count *= term.size;
+  const bool summed = !terms.empty();
+  require_supported(dims.size() + terms.size() <= matmul_max_batch_dims, op, "expected at most ",
+                    +matmul_max_batch_dims, " batch dimensions that no single stride describes, got ",
+                    dims.size() + terms.size(), "; pass contiguous operands");
   const int64_t batch = grouped_rows ? 1 : outputs / (a_m.size * b_n.size);
   require_supported(batch <= max_batch, op, "expected at most ", max_batch, " products in a batch, got ", batch);
 
@@ -194,6 +224,7 @@ at::Tensor launch_product(const matmul_product& product) {
     std::swap(residual_m, residual_n);
     std::swap(left, right);
     for (batch_dim& dim : dims) std::swap(dim.a_stride, dim.b_stride);
+    for (batch_dim& term : terms) std::swap(term.a_stride, term.b_stride);
   }
 
   const int64_t bytes = a.element_size(), alignment = vector_bytes / bytes;
@@ -202,9 +233,10 @@ at::Tensor launch_product(const matmul_product& product) {
   if (product.indices.defined()) a_along_m = product.grouped_k;
   const bool b_along_k = moves_along(b_k, b_n);
   const auto takes_vectors = [&](const at::Tensor& t, extent along, extent across, int64_t batch_dim::* stride) {
+    const auto aligned = [&](const batch_dim& dim) { return dim.*stride % alignment == 0; };
     return along.stride == 1 && (across.size == 1 || across.stride % alignment == 0) &&
-           t.storage_offset() % alignment == 0 &&
-           std::ranges::all_of(dims, [&](const batch_dim& dim) { return dim.*stride % alignment == 0; });
+           t.storage_offset() % alignment == 0 && std::ranges::all_of(dims, aligned) &&
+           std::ranges::all_of(terms, aligned);
   };
   const extent a_along = a_along_m ? a_m : a_k;
   extent a_across = a_along_m ? a_k : a_m;
@@ -247,14 +279,19 @@ at::Tensor launch_product(const matmul_product& product) {
                                .b_along_k = b_along_k,
                                .m = grouped_rows ? matmul_ceil_div(a_m.size, std::max<int64_t>(groups, 1)) : a_m.size,
                                .n = b_n.size,
-                               .k = product.grouped_k ? a_k.size / groups : a_k.size,
+                               .k = product.grouped_k ? a_k.size / groups : a_k.size * term_count,
                                .batch = grouped_rows ? std::max<int64_t>(groups, 1) : batch,
                                .gated = gated,
-                               .only_tiles = grouped || product.second_a.defined(),
+                               .only_tiles = grouped || product.second_a.defined() || summed,
                                .grouped = grouped,
                                .gathered = product.indices.defined(),
                                .tensors = tensors};
-  const matmul_plan plan = plan_matmul(problem);
+  matmul_plan plan = plan_of(problem);
+  if (summed && plan.splits > 1) {  // between terms
+    plan.k_per_split = matmul_ceil_div(plan.k_per_split, a_k.size);
+    plan.splits = matmul_ceil_div(term_count, plan.k_per_split);
+    if (plan.splits == 1) plan.whole_tiles_n = plan.tiles_n;
+  }
   const matmul_kernel& kernel = plan.choice->use;
   // The last tile of each group, and of the rows after the last group, may be filled in part.
   const int64_t tiles_m = grouped_rows ? a_m.size / kernel.bm + groups + 1 : plan.tiles_m;
@@ -299,8 +336,12 @@ at::Tensor launch_product(const matmul_product& product) {
                        .band = band,
                        .activation = product.activation,
                        .groups = static_cast<uint32_t>(groups),
-                       .a_rows = static_cast<uint32_t>(product.indices.defined() ? a.size(0) : 0)};
+                       .a_rows = static_cast<uint32_t>(product.indices.defined() ? a.size(0) : 0),
+                       .term_dims = static_cast<uint32_t>(terms.size()),
+                       .terms = static_cast<uint32_t>(term_count)};
   std::ranges::reverse(dims);
+  std::ranges::reverse(terms);
+  dims.append(terms.begin(), terms.end());
   for (size_t d = 0; d < dims.size(); ++d) {
     params.a_batch_strides[d] = dims[d].a_stride;
     params.b_batch_strides[d] = dims[d].b_stride;
@@ -326,7 +367,8 @@ at::Tensor launch_product(const matmul_product& product) {
                      {matmul_constant_grouped_k, "grouped_k", product.grouped_k},
                      {matmul_constant_gathered, "gathered", product.indices.defined()},
                      {matmul_constant_gated, "gated", gated},
-                     {matmul_constant_activation, "activation", finishes && activates}});
+                     {matmul_constant_activation, "activation", finishes && activates},
+                     {matmul_constant_summed, "summed", summed}});
   };
   const at::Tensor out = at::empty(product.sizes, options);
   const std::string_view dtype = dtype_suffix(a);

@@ -29,13 +29,14 @@ struct matmul_problem {
   int64_t bytes;    // of an element
   bool a_along_m;   // the layout of a: its shorter stride is that of m
   bool b_along_k;   // the layout of b: its shorter stride is that of k
-  int64_t m, n, k;  // after batches that share b became rows, and columns that are fewer than rows became those
+  int64_t m, n, k;  // after batches that share b became rows, and columns that are fewer than rows became those; all k
   int64_t batch;
   bool gated;
-  bool only_tiles;  // groups, and second pairs of operands, of which other kernels know nothing
+  bool only_tiles;  // groups, second pairs of operands and sums of products, of which other kernels know nothing
   bool grouped;     // of unknown sizes; m or k is their average
   bool gathered;    // rows of a are those that indices name
   bool tensors;     // operands, precision and device are such that the matrix units of M5 may do it
+  bool operator==(const matmul_problem&) const = default;
 };
 
 enum class matmul_layout { any, b_along_k, b_along_n };

@@ -176,19 +176,20 @@ template <typename T, int bm, int bn, int bk, int wm, int wn, int wk, int packs,
   const threadgroup T* b_part =
       (const threadgroup T*)b_tile + column / frag_size * b_walk.frag + share * depth * b_walk.k;
   constexpr int b_elements = b_size * vector_elements<T>();
-  for (int pair = 0; pair < (has_second_a ? 2 : 1); ++pair) {
-    const long a_stride_m = pair == 0 ? p.a_stride_m : p.second_a_stride_m;
-    const long a_stride_k = pair == 0 ? p.a_stride_k : p.second_a_stride_k;
+  for (uint term = place.term; term < place.term_end; ++term) {
+    const bool second_pair = has_second_a && term != 0;
+    const long a_stride_m = second_pair ? p.second_a_stride_m : p.a_stride_m;
+    const long a_stride_k = second_pair ? p.second_a_stride_k : p.a_stride_k;
     // Where indices name the rows of a tile of a, they say where it lies along m, or along k.
     const bool names_m = is_gathered && !a_along_m, names_k = is_gathered && a_along_m;
-    const device T* a_source = (pair == 0 ? a : second_a) + place.a_offset +
+    const device T* a_source = (second_pair ? second_a : a) + place.a_offset + term_offset(term, p.a_batch_strides, p) +
                                (names_m ? 0 : long(place.first_row) * a_stride_m) +
                                (names_k ? 0 : long(place.k) * a_stride_k);
     const device T* b_source[products];
 #pragma clang loop unroll(full)
     for (int product = 0; product < products; ++product) {
-      const bool second = pair + product != 0;
-      b_source[product] = (second ? second_b : b) + place.b_offset +
+      const bool second = second_pair || product != 0;
+      b_source[product] = (second ? second_b : b) + place.b_offset + term_offset(term, p.b_batch_strides, p) +
                           long(place.first_column) * (second ? p.second_b_stride_n : p.b_stride_n) +
                           long(place.k) * (second ? p.second_b_stride_k : p.b_stride_k);
     }
@@ -215,7 +216,7 @@ template <typename T, int bm, int bn, int bk, int wm, int wn, int wk, int packs,
       a_source += names_k ? 0 : bk * a_stride_k;
 #pragma clang loop unroll(full)
       for (int product = 0; product < products; ++product) {
-        const bool second = pair + product != 0;
+        const bool second = second_pair || product != 0;
         const long stride_k = second ? p.second_b_stride_k : p.b_stride_k;
         const long stride_n = second ? p.second_b_stride_n : p.b_stride_n;
         if (b_along_k) {

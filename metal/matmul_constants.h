@@ -21,20 +21,29 @@ constant bool is_grouped_k [[function_constant(matmul_constant_grouped_k)]];
 constant bool is_gathered [[function_constant(matmul_constant_gathered)]];
 constant bool is_gated [[function_constant(matmul_constant_gated)]];
 constant bool has_activation [[function_constant(matmul_constant_activation)]];
+constant bool is_summed [[function_constant(matmul_constant_summed)]];
 
 namespace mpsk {
 namespace {  // what uses function constants belongs to its file, as they do
 
 using namespace metal;
 
-// Offset of batch z of an operand, in elements.
-inline long batch_offset(uint z, constant int64_t* strides, constant matmul_params& p) {
+// Offset of element i of the dimensions from `first` to `end` of an operand, in elements.
+inline long offset_in_dims(uint i, uint first, uint end, constant int64_t* strides, constant matmul_params& p) {
   long offset = 0;
-  for (uint d = 0; d < p.batch_dims; ++d) {
-    offset += long(z % p.batch_sizes[d]) * strides[d];
-    z /= p.batch_sizes[d];
+  for (uint d = first; d < end; ++d) {
+    offset += long(i % p.batch_sizes[d]) * strides[d];
+    i /= p.batch_sizes[d];
   }
   return offset;
+}
+
+// The same of batch z, and of a term of sums of products.
+inline long batch_offset(uint z, constant int64_t* strides, constant matmul_params& p) {
+  return offset_in_dims(z, 0, p.batch_dims, strides, p);
+}
+inline long term_offset(uint term, constant int64_t* strides, constant matmul_params& p) {
+  return is_summed ? offset_in_dims(term, p.batch_dims, p.batch_dims + p.term_dims, strides, p) : 0;
 }
 
 // Where the sums of one product end up: in out, by way of the epilogue, or unfinished in `partials`.

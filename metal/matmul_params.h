@@ -41,6 +41,7 @@ enum matmul_constant {
   matmul_constant_gathered = 112,       // the grouped rows of a are those that indices name
   matmul_constant_gated = 113,
   matmul_constant_activation = 114,  // there is one
+  matmul_constant_summed = 115,      // products of `terms` are added up
 };
 
 enum {
@@ -60,8 +61,8 @@ struct matmul_params {
   uint64_t m;
   uint64_t n;
   uint64_t k;
-  uint64_t split_from;  // the column of out, of whole tiles, from which on k is split; n: none is
-  uint64_t k_per_split;
+  uint64_t split_from;   // the column of out, of whole tiles, from which on k is split; n: none is
+  uint64_t k_per_split;  // of terms, where they are added up
   int64_t a_stride_m;
   int64_t a_stride_k;
   int64_t b_stride_k;
@@ -76,7 +77,7 @@ struct matmul_params {
   int64_t bias_stride_n;
   int64_t residual_stride_m;
   int64_t residual_stride_n;
-  int64_t a_batch_strides[matmul_max_batch_dims];  // innermost dimension first; 0 where a is broadcast
+  int64_t a_batch_strides[matmul_max_batch_dims];  // innermost dimension first; 0 where a is broadcast; then terms
   int64_t b_batch_strides[matmul_max_batch_dims];  // of grouped products: [0] is from a group's b to the next
   int64_t residual_batch_strides[matmul_max_batch_dims];
   uint32_t batch_sizes[matmul_max_batch_dims];
@@ -88,11 +89,13 @@ struct matmul_params {
   uint32_t whole_tiles_n;  // before split_from
   uint32_t band;           // rows of tiles that are walked together
   uint32_t activation;
-  uint32_t groups;  // as offsets has them
-  uint32_t a_rows;  // that indices may name
+  uint32_t groups;     // as offsets has them
+  uint32_t a_rows;     // that indices may name
+  uint32_t term_dims;  // of those that are added up; they follow those of the batch
+  uint32_t terms;      // products of their sizes
 };
 
-static_assert(sizeof(matmul_params) == 416, "no implicit padding");
+static_assert(sizeof(matmul_params) == 424, "no implicit padding");
 #ifndef __METAL_VERSION__
 static_assert(offsetof(matmul_params, a_stride_m) == 40);
 static_assert(offsetof(matmul_params, a_batch_strides) == 152);

@@ -54,6 +54,7 @@ struct tile_place {
   ulong first_row, first_column;
   int row_count, column_count;  // of the tile that lie in out
   ulong k, k_end;
+  uint term, term_end;      // products that are added up: of two pairs of operands, or of `terms`
   long a_offset, b_offset;  // of the product of the batch, or of the group, in elements
 };
 
@@ -77,8 +78,11 @@ tile_place find_place(uint tile, uint z, const device int* offsets, constant mat
   const uint band_rows = min(p.band, p.tiles_m - band);  // the last band may have fewer
   const uint in_band = tile - band * columns;
   const uint row_tile = band + in_band % band_rows;
-  place.k = place.split * p.k_per_split;
-  place.k_end = place.partial ? min(p.k, place.k + p.k_per_split) : p.k;
+  const ulong split_begin = place.split * p.k_per_split, split_end = split_begin + p.k_per_split;
+  place.k = is_summed ? 0 : split_begin;
+  place.k_end = place.partial && !is_summed ? min(p.k, split_end) : p.k;
+  place.term = is_summed ? uint(split_begin) : 0;
+  place.term_end = !is_summed ? (has_second_a ? 2 : 1) : place.partial ? uint(min(ulong(p.terms), split_end)) : p.terms;
   row_range rows = {z, ulong(row_tile) * bm, p.m};
   if (is_grouped) {
     rows = find_tile<bm>(row_tile, offsets, p, lane);

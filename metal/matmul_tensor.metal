@@ -105,10 +105,13 @@ void make_part(tensor_operands<T> from, constant matmul_params& p, tile_place pl
   const bool exists = row_count > 0 && column_count > 0;  // the same for all lanes
   const ulong first_column = place.first_column + column;
   constexpr int depth = gathered ? matmul_tensor_gathered_k : matmul_tensor_k;
-  for (int pair = 0; pair < (has_second_a ? 2 : 1); ++pair) {
-    const device T* a = (pair == 0 ? from.a : from.second_a) + place.a_offset;
-    const long a_stride_m = pair == 0 ? p.a_stride_m : p.second_a_stride_m;
-    const long a_stride_k = pair == 0 ? p.a_stride_k : p.second_a_stride_k;
+  for (uint term = place.term; term < place.term_end; ++term) {
+    const bool second_pair = has_second_a && term != 0;
+    const device T* a =
+        (second_pair ? from.second_a : from.a) + place.a_offset + term_offset(term, p.a_batch_strides, p);
+    const long a_stride_m = second_pair ? p.second_a_stride_m : p.a_stride_m;
+    const long a_stride_k = second_pair ? p.second_a_stride_k : p.a_stride_k;
+    const long b_offset = place.b_offset + term_offset(term, p.b_batch_strides, p);
     for (ulong step = place.k; step < place.k_end; step += depth) {
       const int k_count = count_in_tile(place.k_end - step, depth);
       conditional_t<gathered, threadgroup T*, device T*> a_part;
@@ -142,10 +145,10 @@ void make_part(tensor_operands<T> from, constant matmul_params& p, tile_place pl
       left_operand left(a_part, a_extents, array<int, 2>{1, a_pitch});
 #pragma clang loop unroll(full)
       for (int q = 0; q < products; ++q) {
-        const bool second = pair + q != 0;
+        const bool second = second_pair || q != 0;
         const long b_stride_k = second ? p.second_b_stride_k : p.b_stride_k;
         const long b_stride_n = second ? p.second_b_stride_n : p.b_stride_n;
-        const device T* b = (second ? from.second_b : from.b) + place.b_offset;
+        const device T* b = (second ? from.second_b : from.b) + b_offset;
         operand right((device T*)b + long(first_column) * b_stride_n + long(step) * b_stride_k, b_extents,
                       array<int, 2>{1, int(along_k ? b_stride_n : b_stride_k)});
         if (q == 0) {

@@ -189,6 +189,10 @@ SAMPLES = {
         (random(5, 7, dtype=dtype), torch.tensor([2, 0, 2, 3, 0], dtype=torch.int32), 4),
         {},
     ),
+    "sum_matmuls": lambda dtype: (
+        (random(2, 3, 5, 7, dtype=dtype), random(2, 3, 7, 9, dtype=dtype, seed=1), 1),
+        {},
+    ),
     "add_matmuls": lambda dtype: (
         tuple(random(*shape, dtype=dtype, seed=i) for i, shape in enumerate([(5, 7), (7, 9), (5, 7), (7, 9)])),
         {},

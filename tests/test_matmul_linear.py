@@ -339,6 +339,79 @@ def copies(call):
     return out, [event.name for event in profile.events() if event.name in ("aten::copy_", "aten::clone")]
 
 
+@dtypes
+@pytest.mark.parametrize(
+    ("a_shape", "b_shape"),
+    [
+        ((3, 5, 8), (8, 16)),
+        ((5, 8), (3, 8, 16)),
+        ((2, 1, 5, 8), (3, 8, 16)),
+        ((4, 1, 2, 24, 64), (1, 3, 1, 64, 16)),
+        ((64, 1, 20, 40), (1, 2, 40, 48)),
+        ((0, 5, 8), (8, 16)),
+    ],
+    ids=str,
+)
+def test_gradients_of_broadcast_operands_are_summed_without_copies(dtype, a_shape, b_shape):
+    a, b = random(*a_shape, dtype=dtype), random(*b_shape, dtype=dtype, seed=1)
+    grad = random(*torch.matmul(a, b).shape, dtype=dtype, seed=2)
+
+    def gradients(matmul, a, b, grad):
+        a, b = (t.detach().requires_grad_() for t in (a, b))
+        return torch.autograd.grad(matmul(a, b), (a, b), grad)
+
+    on_mps = to_mps((a, b, grad))
+    actual, copied = copies(lambda: gradients(mpskernels.matmul, *on_mps))
+    assert not copied
+    for got, want in zip(actual, gradients(torch.matmul, a.double(), b.double(), grad.double()), strict=True):
+        assert got.shape == want.shape
+        if want.numel():
+            error = (got.cpu().double() - want).abs().max() / torch.finfo(dtype).eps
+            assert error <= (12 if dtype == torch.float32 else 0.51) * want.abs().max()
+
+
+@dtypes
+def test_sums_of_products_may_be_split_between_terms(dtype):
+    """One tile of out, and as many terms as splits need."""
+    whole, b = random(40, 16, 9, 24, dtype=dtype), random(40, 8, 24, 16, dtype=dtype, seed=1)
+    a = whole[:, ::2]
+    on_mps = to_mps((whole, b))
+    on_mps = on_mps[0][:, ::2], on_mps[1]
+    _C.reset_launches()
+    out = torch.ops.mpsk.sum_matmuls(*on_mps, 2)
+    assert sum(_C.launches()["sum_matmuls"].values()) == 2
+    expected = (a.double() @ b.double()).sum((0, 1))
+    scale = (a.double().abs() @ b.double().abs()).sum((0, 1))
+    error = (out.cpu().double() - expected).abs() / (expected.abs() + 2**-24 * scale / torch.finfo(dtype).eps)
+    assert error.max() <= 4 * torch.finfo(dtype).eps
+    assert torch.equal(out.cpu(), torch.ops.mpsk.sum_matmuls(*on_mps, 2).cpu())
+
+
+def test_sums_of_products_are_summed_as_said():
+    a, b = random(2, 3, 4, 5, 6), random(3, 1, 6, 7, seed=1)
+    for dims in range(4):
+        out = torch.ops.mpsk.sum_matmuls(*to_mps((a, b)), dims)
+        whole = a.double() @ b.double()
+        expected = whole.sum(tuple(range(3 - dims, 3))) if dims else whole
+        torch.testing.assert_close(out.cpu().double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        ((2, 5, 7, 2, 7, 9, 2), "expected dims >= 0 and <= 1, those of the batch, got 2"),
+        ((2, 5, 7, 2, 7, 9, -1), "expected dims >= 0 and <= 1, those of the batch, got -1"),
+        ((2, 5, 7, 2, 6, 9, 1), "expected b.size(-2) == 7 to match a.size(-1), got 6"),
+    ],
+)
+def test_sum_matmuls_rejects(args, text):
+    *sizes, dims = args
+    tensors = to_mps((random(*sizes[:3]), random(*sizes[3:])))
+    with pytest.raises(ValueError, match="mpsk::sum_matmuls: ") as info:
+        torch.ops.mpsk.sum_matmuls(*tensors, dims)
+    assert str(info.value) == f"mpsk::sum_matmuls: {text}"
+
+
 def test_strided_gradients_are_read_where_they_are():
     for shape, permuted in [((4, 6, 8), (2, 0, 1)), ((3, 1, 40), (1, 2, 0)), ((9,), (0,)), ((), ())]:
         tensors = [random(*shape, seed=i) for i in range(3)]

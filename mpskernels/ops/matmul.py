@@ -1,7 +1,5 @@
 """Matrix products, and what models do around them."""
 
-import math
-
 import torch
 
 from .. import _C
@@ -189,6 +187,11 @@ def _(a: torch.Tensor, b: torch.Tensor, second_a: torch.Tensor, second_b: torch.
     return a.new_empty([a.shape[0], b.shape[1]])
 
 
+@torch.library.register_fake(add_op_namespace_prefix("sum_matmuls"))
+def _(a: torch.Tensor, b: torch.Tensor, dims: int) -> torch.Tensor:
+    return a.new_empty(_C.check_sum_matmuls(a, b, dims))
+
+
 def _rows(x: torch.Tensor) -> torch.Tensor:
     """As a matrix of rows; a view wherever one stride describes the leading dimensions."""
     return x.reshape(-1, x.shape[-1]) if x.dim() != 2 else x
@@ -201,14 +204,10 @@ def _summed_product(left: torch.Tensor, right: torch.Tensor, shape: torch.Size) 
     summed = [d for d in range(len(batch)) if own[d] == 1 and batch[d] != 1]
     if not summed:
         return ops.matmul(left, right).reshape(shape)
-    # Their terms are further terms of the inner products.
-    kept = [d for d in range(len(batch)) if d not in summed]
-    last, inner = len(batch), [batch[d] for d in summed] + [left.shape[-1]]
-    left = left.expand(*batch, *left.shape[-2:]).permute(*kept, last, *summed, last + 1)
-    right = right.expand(*batch, *right.shape[-2:]).permute(*kept, *summed, last, last + 1)
-    left = left.reshape(*left.shape[: len(kept) + 1], math.prod(inner))
-    right = right.reshape(*right.shape[: len(kept)], math.prod(inner), right.shape[-1])
-    return ops.matmul(left, right).reshape(shape)
+    order = [*(d for d in range(len(batch)) if d not in summed), *summed, len(batch), len(batch) + 1]
+    left = left.expand(*batch, *left.shape[-2:]).permute(order)
+    right = right.expand(*batch, *right.shape[-2:]).permute(order)
+    return ops.sum_matmuls(left, right, len(summed)).reshape(shape)
 
 
 def _save_inputs(ctx, inputs: tuple, output: torch.Tensor) -> None:
@@ -232,6 +231,25 @@ def _matmul_backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]
 
 
 torch.library.register_autograd(add_op_namespace_prefix("matmul"), _matmul_backward, setup_context=_save_inputs)
+
+
+def _sum_matmuls_setup_context(ctx, inputs: tuple, output: torch.Tensor) -> None:
+    a, b, ctx.dims = inputs
+    ctx.save_for_backward(a, b)
+
+
+def _sum_matmuls_backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    a, b = ctx.saved_tensors
+    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    grad = grad.reshape(*grad.shape[:-2], *[1] * ctx.dims, *grad.shape[-2:]).expand(*batch, *grad.shape[-2:])
+    of_a = _summed_product(grad, b.mT, a.shape) if ctx.needs_input_grad[0] else None
+    of_b = _summed_product(a.mT, grad, b.shape) if ctx.needs_input_grad[1] else None
+    return of_a, of_b, None
+
+
+torch.library.register_autograd(
+    add_op_namespace_prefix("sum_matmuls"), _sum_matmuls_backward, setup_context=_sum_matmuls_setup_context
+)
 
 
 def _linear_setup_context(ctx, inputs: tuple, output: tuple) -> None:
