@@ -52,7 +52,8 @@ def test_variants_stay_within_budget(family):
 
 
 def test_every_function_of_the_metallib_is_a_listed_variant():
-    assert len(_C.function_names()) == len(set(_C.function_names())) == sum(map(variants, FAMILIES))
+    names = [name for name in _C.function_names() if name != "tensor_units_probe"]
+    assert len(names) == len(set(names)) == sum(map(variants, FAMILIES))
 
 
 def test_readme_table_is_the_registered_ops():
