@@ -1,6 +1,8 @@
 """The house rules that a program can check: one name for one thing in all places, and who may know whom."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,17 @@ def test_no_file_is_without_a_family():
     files = [*(ROOT / "metal").glob("*.*"), *(ROOT / "csrc").glob("*.*"), *(ROOT / "mpskernels/ops").glob("*.py")]
     strays = [path for path in files if path.stem.split("_")[0] not in FAMILIES]
     assert {path.relative_to(ROOT).as_posix() for path in strays} <= {"csrc/bindings.mm", "mpskernels/ops/__init__.py"}
+
+
+def test_benchmarks_of_every_family_are_collected():
+    """Whole: a file that pytest cannot import, or finds nothing in, would leave its family unmeasured."""
+    command = [sys.executable, "-m", "pytest", "bench", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = set(re.findall(r"^bench/(bench_\w+\.py::bench_\w+)", done.stdout, re.MULTILINE))
+    assert {name.split("::")[0] for name in found} >= {f"bench_{family}.py" for family in FAMILIES}
+    kinds = ["matmul", "batched_matmul", "linear", "gated_linear", "grouped_matmul", "linear_backward"]
+    assert found >= {f"bench_matmul.py::bench_{kind}" for kind in kinds}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

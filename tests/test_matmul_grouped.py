@@ -15,11 +15,11 @@ def int32(*values):
     return torch.tensor(values, dtype=torch.int32)
 
 
-def reference(x, w, offsets, indices=None):
+def reference(x, w, offsets, indices=None, product=torch.matmul):
     """By a loop over groups, in the dtype of x; differentiable."""
     rows = x if indices is None else x[indices.long()]
     ends = [0, *offsets.tolist()]
-    parts = [rows[begin:end] @ w[g] for g, (begin, end) in enumerate(itertools.pairwise(ends))]
+    parts = [product(rows[begin:end], w[g]) for g, (begin, end) in enumerate(itertools.pairwise(ends))]
     return torch.cat([*parts, rows.new_zeros(rows.size(0) - ends[-1], w.size(2))])
 
 
@@ -126,7 +126,8 @@ def test_grouped_matmul_gradient_matches_reference(dtype, gathered, groups):
     offsets, indices, grad = to_mps((int32(*ends), indices, grad))
     actual = gradients(mpskernels.grouped_matmul, to_mps((x, w)), offsets, indices, grad)
     again = gradients(mpskernels.grouped_matmul, to_mps((x, w)), offsets, indices, grad)
-    tolerance = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[dtype]
+    # Measured, in eps of the largest value: 1.5, and 0.57 of what is rounded once or, of gathered rows, two times.
+    tolerance = (4 if dtype == torch.float32 else 1.5) * torch.finfo(dtype).eps
     for got, same, want in zip(actual, again, expected, strict=True):
         assert torch.equal(got.cpu(), same.cpu())
         assert (got.shape, got.dtype) == (want.shape, dtype)

@@ -83,6 +83,27 @@ def test_activations_over_their_range(activation):
     assert_accurate(out, expected, scale=expected.abs() + 1e-6 * x.double().abs().clamp(max=10) + 1e-35, allowed=16)
 
 
+@activations
+def test_slopes_of_activations_are_as_accurate_as_torchs(activation):
+    """In float32, where neither is 0 nor 1: 1.05 times the root mean square error of stock torch's on a CPU, and half
+    an eps more than its worst."""
+    x = torch.linspace(-10, 10, 20_001)
+
+    def slopes(dtype):
+        leaf = x.clone().to(dtype).requires_grad_()
+        ACTIVATIONS[activation](leaf).sum().backward()
+        return leaf.grad
+
+    leaf = to_mps(x)[:, None].requires_grad_()
+    mpskernels.linear(leaf, to_mps(torch.ones(1, 1)), activation=activation).sum().backward()
+    errors = [slope.double() - slopes(torch.float64) for slope in (leaf.grad[:, 0].cpu(), slopes(torch.float32))]
+    ours, stock = (error.square().mean().sqrt().item() * 2**23 for error in errors)
+    worst, worst_of_stock = (error.abs().max().item() * 2**23 for error in errors)
+    print(f"root mean square {ours:.3f} eps, stock's {stock:.3f}; worst {worst:.3f} eps, stock's {worst_of_stock:.3f}")
+    assert ours <= 1.05 * stock
+    assert worst <= worst_of_stock + 0.5
+
+
 @dtypes
 def test_linear_keeps_nan_and_inf(dtype):
     x = torch.tensor([math.nan, math.inf, -math.inf, 1.0], dtype=dtype)[:, None]
@@ -212,14 +233,13 @@ def gradients(function, tensors, grad):
     return [None if leaf is None else leaf.grad for leaf in leaves]
 
 
-def check_gradients(ours, stock, tensors, tolerance=None):
-    """Against fp64: the error of each gradient, relative to its largest value, is a rounding of the dtype or two."""
+def check_gradients(ours, stock, tensors, tolerance):
+    """Against fp64: the worst error of each gradient, in eps of the dtype times its largest value."""
     dtype = tensors[0].dtype
     wide = [None if t is None else t.double() for t in tensors]
     grad = random(*stock(*wide).shape, dtype=dtype, seed=9)
     expected = gradients(stock, wide, grad.double())
     actual = gradients(ours, to_mps(tensors), to_mps(grad))
-    tolerance = tolerance or {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
     for got, want in zip(actual, expected, strict=True):
         if want is None:
             assert got is None
@@ -227,7 +247,7 @@ def check_gradients(ours, stock, tensors, tolerance=None):
         assert (got.shape, got.dtype, got.device.type) == (want.shape, dtype, "mps")
         if want.numel():
             error = (got.cpu().double() - want).abs().max() / want.abs().max().clamp(min=1e-30)
-            assert error <= tolerance
+            assert error <= tolerance * torch.finfo(dtype).eps
 
 
 @dtypes
@@ -256,7 +276,8 @@ def check_gradients(ours, stock, tensors, tolerance=None):
 )
 def test_matmul_gradient_matches_reference(dtype, a_shape, b_shape):
     tensors = random(*a_shape, dtype=dtype), random(*b_shape, dtype=dtype, seed=1)
-    check_gradients(mpskernels.matmul, torch.matmul, tensors)
+    # Measured: 4.0 where 1200 products of float32 are added up, 0.43 where they are rounded once.
+    check_gradients(mpskernels.matmul, torch.matmul, tensors, 8 if dtype == torch.float32 else 1)
 
 
 def test_matmul_gradient_of_views():
@@ -272,6 +293,7 @@ def test_matmul_gradient_of_views():
             lambda a, b, f=view_a, g=view_b: mpskernels.matmul(f(a), g(b)),
             lambda a, b, f=view_a, g=view_b: torch.matmul(f(a), g(b)),
             (a, b),
+            2,  # measured: 0.71
         )
 
 
@@ -310,11 +332,12 @@ def test_linear_gradient_matches_reference(dtype, activation, parts):
         out = ACTIVATIONS[activation](F.linear(x, weight, bias))
         return out if residual is None else out + residual
 
+    tolerance = 6 if dtype == torch.float32 else 1.5  # measured: 2.5, and 0.63 of what is rounded two times
     for shape, n in [((2, 3, 24), 20), ((24,), 20), ((300, 24), 40), ((0, 24), 20)]:
         x, weight = random(*shape, dtype=dtype), random(n, 24, dtype=dtype, seed=1) / 5
         bias = random(n, dtype=dtype, seed=2) if parts in ("all", "bias") else None
         residual = random(*shape[:-1], n, dtype=dtype, seed=3) if parts in ("all", "residual") else None
-        check_gradients(linear, stock, (x, weight, bias, residual))
+        check_gradients(linear, stock, (x, weight, bias, residual), tolerance)
 
 
 @dtypes
@@ -326,9 +349,10 @@ def test_gated_linear_gradient_matches_reference(dtype, activation):
     def stock(x, w_gate, w_up):
         return ACTIVATIONS[activation](F.linear(x, w_gate)) * F.linear(x, w_up)
 
+    tolerance = 6 if dtype == torch.float32 else 2  # measured: 2.0, and 0.88 of what is rounded three times
     for shape in [(2, 3, 24), (24,), (300, 24), (0, 24)]:
         weights = [random(40, 24, dtype=dtype, seed=seed) / 5 for seed in (1, 2)]
-        check_gradients(gated, stock, (random(*shape, dtype=dtype), *weights))
+        check_gradients(gated, stock, (random(*shape, dtype=dtype), *weights), tolerance)
 
 
 def copies(call):
@@ -630,18 +654,56 @@ REJECTED = {
 }
 
 
+needs_gradient = pytest.mark.parametrize("gradient", [False, True], ids=["", "gradient"])
+
+
+def to_differentiate(tree):
+    """Of the tensors of a nest, those that can have a gradient require one: another op runs then, which saves."""
+    return torch.utils._pytree.tree_map_only(
+        torch.Tensor, lambda t: t.requires_grad_(t.is_floating_point() or t.is_complex()), tree
+    )
+
+
+@needs_gradient
 @pytest.mark.parametrize("case", REJECTED)
-def test_linear_rejects(case):
+def test_linear_rejects(case, gradient):
     make, error, text = REJECTED[case]
-    args, kwargs = make()
+    args, kwargs = to_differentiate(make()) if gradient else make()
     assert_rejected("linear", args, kwargs, error, f"mpsk::linear: {text}")
 
 
-def test_gated_linear_rejects():
-    x, w = empty(2, 8), empty(4, 8)
-    text = "mpsk::gated_linear: expected w_up.size(0) == 4 to match w_gate.size(0), got 5"
-    assert_rejected("gated_linear", (x, w, empty(5, 8)), {}, ValueError, text)
-    text = "mpsk::gated_linear: expected w_gate of dtype float32 to match x, got float16"
-    assert_rejected("gated_linear", (x, w.half(), w), {}, TypeError, text)
-    text = "mpsk::gated_linear: expected activation none, relu, gelu, gelu_tanh or silu, got swish"
-    assert_rejected("gated_linear", (x, w, w), {"activation": "swish"}, ValueError, text)
+GATED_REJECTED = {
+    "weights": (
+        lambda: ((empty(2, 8), empty(4, 8), empty(5, 8)), {}),
+        ValueError,
+        "expected w_up.size(0) == 4 to match w_gate.size(0), got 5",
+    ),
+    "weight_size": (
+        lambda: ((empty(2, 8), empty(4, 7), empty(4, 8)), {}),
+        ValueError,
+        "expected w_gate.size(1) == 8 to match x.size(-1), got 7",
+    ),
+    "weight_dim": (
+        lambda: ((empty(2, 8), empty(4, 8), empty(8)), {}),
+        ValueError,
+        "expected w_up.dim() == 2, got 1",
+    ),
+    "dtype": (
+        lambda: ((empty(2, 8), empty(4, 8, dtype=torch.float16), empty(4, 8)), {}),
+        TypeError,
+        "expected w_gate of dtype float32 to match x, got float16",
+    ),
+    "activation": (
+        lambda: ((empty(2, 8), empty(4, 8), empty(4, 8)), {"activation": "swish"}),
+        ValueError,
+        "expected activation none, relu, gelu, gelu_tanh or silu, got swish",
+    ),
+}
+
+
+@needs_gradient
+@pytest.mark.parametrize("case", GATED_REJECTED)
+def test_gated_linear_rejects(case, gradient):
+    make, error, text = GATED_REJECTED[case]
+    args, kwargs = to_differentiate(make()) if gradient else make()
+    assert_rejected("gated_linear", args, kwargs, error, f"mpsk::gated_linear: {text}")

@@ -36,14 +36,15 @@ inline normal_at normal(float x) {
   return {x > 0.0f ? 1.0f - tail : tail, 0.39894228f * exp_minus};
 }
 
-// 1 / (1 + exp(-x)) as top / bottom, without overflow.
+// 1 / (1 + exp(-x)) as top / bottom, without overflow; rest / bottom is what 1 exceeds it by.
 struct fraction {
   float top;
   float bottom;
+  float rest;
 };
 inline fraction sigmoid(float x) {
   const float small = precise::exp(-abs(x));
-  return {x < 0.0f ? small : 1.0f, 1.0f + small};
+  return {x < 0.0f ? small : 1.0f, 1.0f + small, x < 0.0f ? 1.0f : small};
 }
 
 // gelu_tanh(x) is x * sigmoid(this). Beyond 20 on either side the sigmoid is 0 or 1, and x^3 might overflow.
@@ -88,12 +89,12 @@ inline float activation_slope(uint kind, float x) {
       const fraction s = sigmoid(gelu_tanh_argument(x));
       const float y = s.top / s.bottom;
       const float c = clamp(x, -20.0f, 20.0f);
-      return y + x * y * (1.0f - y) * (1.5957691f + 0.21406129f * c * c);
+      return y + x * y * (s.rest / s.bottom) * (1.5957691f + 0.21406445f * c * c);
     }
     case activation_silu: {
       const fraction s = sigmoid(x);
       const float y = s.top / s.bottom;
-      return y + x * y * (1.0f - y);
+      return y + x * y * (s.rest / s.bottom);
     }
     default:
       return 1.0f;
