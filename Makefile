@@ -1,6 +1,6 @@
 # make demo    the main job on this machine, from nothing: packages, environment, build, run
 # make test    the tests, those of the kernels also in safe math and under check, on M4 and where it has kernels of its
-#              own on M5 (make test-all: also the slow ones)
+#              own on M5 (make test-all: also the slow ones, and under check in fast math)
 # make lint    what CI checks; make format applies it
 # make bench   our ops against stock torch; make bench-simulator: the simulator itself
 # make light   how near the speed of light the kernels are predicted to come on each chip (Linux)
@@ -36,6 +36,7 @@ test: build
 test-all: build
 	$(PYTEST) -n 2 $(ARGS)
 	$(if $(ARGS),,$(PYTEST) -n 2 --math-mode safe $(CHECKED) $(KERNEL_TESTS))
+	$(if $(ARGS),,$(if $(CHECKED),$(PYTEST) -n 2 -m "not slow" $(CHECKED) $(KERNEL_TESTS),@: ))
 	$(if $(ARGS),,$(M5_PYTEST) -n 2 $(M5_TESTS))
 	$(if $(ARGS),,$(M5_PYTEST) -n 2 --math-mode safe $(CHECKED) $(M5_TESTS))
 
