@@ -380,7 +380,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_cross_entropy(const at::Te
   at::Tensor scale = launch_count(op, targets, options, f32);
   const int64_t rows = targets.numel(), classes = weight.size(0);
   if (rows > 0) {
-    const at::Tensor x = flat_rows(op, "hidden", hidden, 1), t = flat_rows(op, "targets", targets, 0);
+    const at::Tensor x = flat_rows(op, "hidden", hidden, 1), t = flat_rows(op, "targets", targets.contiguous(), 0);
     const at::Tensor loss_rows = view(losses, {rows}, {1}), lse_rows = view(lse, {rows}, {1});
     const int64_t step = std::min(rows, chunk.value_or(choose_chunk(device().family, rows, classes)));
     for (int64_t first = 0; first < rows; first += step) {
@@ -418,10 +418,11 @@ std::tuple<at::Tensor, at::Tensor> linear_cross_entropy_backward(
     if (weight_gradient) of_weight = matmul(view(hidden, {classes, 0}, {0, 0}), view(hidden, {0, columns}, {0, 0}));
     return {of_hidden, of_weight};
   }
-  const at::Tensor x = flat_rows(op, "hidden", hidden, 1), t = flat_rows(op, "targets", targets, 0);
+  const at::Tensor x = flat_rows(op, "hidden", hidden, 1), t = flat_rows(op, "targets", targets.contiguous(), 0);
   const at::Tensor lse_rows = view(lse, {rows}, {1});
   const bool each = grad.dim() > 0;
-  const at::Tensor upstream = each ? flat_rows(op, "grad", grad, 0) : grad;
+  // A number for each row, in whatever order autograd left them; so it is with targets.
+  const at::Tensor upstream = each ? flat_rows(op, "grad", grad.contiguous(), 0) : grad;
   const int64_t step = std::min(rows, chunk.value_or(choose_chunk(device().family, rows, classes)));
   // The gradient of logits of some rows and classes, in their place.
   const auto of_logits = [&](int64_t first, int64_t count, int64_t first_class, int64_t some) {

@@ -189,8 +189,8 @@ struct norm_first_sums {
 
   void add(float4 x, constant norm_params& p) {
     if (centered) {
-      a = fma(x, float4(norm_unit), a);
-      b = fma(abs(x), float4(norm_unit), b);
+      a.x = add_scaled(x, norm_unit, a.x);
+      b.x = add_scaled(abs(x), norm_unit, b.x);
     } else {
       const float4 usual = x * p.scale;
       a = fma(usual, usual, a);

@@ -277,19 +277,19 @@ template <typename T, uint max_columns, uint max_threads>
     }
     norm_statistics s = norm_usual(p);
     if (first_sums) {
-      float4 sum = 0.0f, size = 0.0f;
+      float sum = 0.0f, size = 0.0f;
 #pragma clang loop unroll(full)
       for (uint chunk = 0; chunk < chunks; ++chunk) {
         const float4 input = (kept ? elements[chunk] : slice.load_input(chunk, p)).input();
-        sum = fma(input, float4(norm_unit), sum);
-        size = fma(abs(input), float4(norm_unit), size);
+        sum = add_scaled(input, norm_unit, sum);
+        size = add_scaled(abs(input), norm_unit, size);
       }
       if (ahead) {
         tensors.row(part.row(i + 1), part.columns_of(i + 1), p).load(next, p);
       }
-      s = norm_first(simdgroups_sum(float2(total(sum), total(size)), part.first_simdgroup, p.simdgroups_per_row, lane,
-                                    simdgroup, first_partial),
-                     p);
+      s = norm_first(
+          simdgroups_sum(float2(sum, size), part.first_simdgroup, p.simdgroups_per_row, lane, simdgroup, first_partial),
+          p);
     }
     norm_second_sums second = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma clang loop unroll(full)
@@ -363,14 +363,13 @@ template <typename T>
     const norm_row_backward<T> slice = tensors.row(part.row(i), columns, p);
     norm_statistics s = norm_usual(p);
     if (centered || is_wide<T>()) {
-      float4 sum = 0.0f, size = 0.0f;
+      float sum = 0.0f, size = 0.0f;
       for (uint chunk = 0; chunk < chunks; ++chunk) {
         const float4 input = slice.load_input(chunk, p).input();
-        sum = fma(input, float4(norm_unit), sum);
-        size = fma(abs(input), float4(norm_unit), size);
+        sum = add_scaled(input, norm_unit, sum);
+        size = add_scaled(abs(input), norm_unit, size);
       }
-      s = norm_first(
-          simdgroups_sum(float2(total(sum), total(size)), 0, p.simdgroups_per_row, lane, simdgroup, first_partial), p);
+      s = norm_first(simdgroups_sum(float2(sum, size), 0, p.simdgroups_per_row, lane, simdgroup, first_partial), p);
     }
     norm_second_sums second = {0.0f, 0.0f, 0.0f, 0.0f};
     for (uint chunk = 0; chunk < chunks; ++chunk) {

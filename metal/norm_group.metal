@@ -245,20 +245,19 @@ template <typename T>
     threadgroup_barrier(mem_flags::mem_threadgroup);  // publishes of_row and the parameters
     s = of_row;
   } else {
-    float4 a = 0.0f, b = 0.0f;
+    float sum = 0.0f, size = 0.0f;
 #pragma clang loop unroll(full)
     for (uint chunk = 0; chunk < chunks; ++chunk) {
-      a = fma(values[chunk], float4(norm_unit), a);
-      b = fma(abs(values[chunk]), float4(norm_unit), b);
+      sum = add_scaled(values[chunk], norm_unit, sum);
+      size = add_scaled(abs(values[chunk]), norm_unit, size);
     }
     const float2 sums =
-        simdgroups_sum(float2(total(a), total(b)), first_simdgroup, p.simdgroups_per_row, lane, simdgroup, partial[0]);
+        simdgroups_sum(float2(sum, size), first_simdgroup, p.simdgroups_per_row, lane, simdgroup, partial[0]);
     s = norm_first(sums, p);
     if (in_row + 1 == p.parts_per_row) {
       s.mean = sums.x * (sums.y < p.large ? p.last_mean_scale : p.last_mean_scale_large);
     }
-    a = 0.0f;
-    b = 0.0f;
+    float4 a = 0.0f, b = 0.0f;
 #pragma clang loop unroll(full)
     for (uint chunk = 0; chunk < chunks; ++chunk) {
       const float4 deviation = part.inside(chunk, fma(values[chunk], float4(s.scale), -s.mean));

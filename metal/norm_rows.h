@@ -32,6 +32,12 @@ inline long row_offset(uint row, constant norm_rows& rows) {
 
 inline float total(float4 v) { return (v.x + v.y) + (v.z + v.w); }
 
+// sum + the elements of v, times a factor that keeps them in range. By fma alone: fast math may take a factor out of
+// sums of products, and then their sum leaves it.
+inline float add_scaled(float4 v, float factor, float sum) {
+  return metal::fma(v.x, factor, metal::fma(v.y, factor, metal::fma(v.z, factor, metal::fma(v.w, factor, sum))));
+}
+
 // 1 / (1 + exp(-x)), and never the exponential of a large number.
 inline float4 sigmoid(float4 x) {
   const float4 e = metal::exp(-metal::abs(x));

@@ -280,8 +280,33 @@ def test_linear_cross_entropy_reads_any_strides(dtype):
     hidden, weight, targets = linear_case(dtype, 6)
     check_linear(hidden.T.contiguous().T, weight.T.contiguous().T, targets, chunk=4)
     check_linear(hidden.view(2, 3, 16), weight[::2], targets.view(2, 3).clamp(max=19), chunk=4, reduction="none")
+    of_positions = torch.stack((targets, targets.flip(0)), 1)[:, 0].view(2, 3)  # as targets[:, 1:] would leave them
+    assert not of_positions.is_contiguous()
+    check_linear(hidden.view(2, 3, 16), weight, of_positions, chunk=4, reduction="none")
     with pytest.raises(NotImplementedError, match=r"expected hidden with leading dimensions .*hidden.contiguous"):
         mpskernels.linear_cross_entropy(*to_mps([hidden.view(2, 3, 16).transpose(0, 1), weight, targets.view(3, 2)]))
+
+
+def test_linear_cross_entropy_takes_gradients_and_targets_in_any_order():
+    hidden, weight, _ = linear_case(torch.float32, 6)
+    targets, of_loss = torch.tensor([[3, 0, 7, 1], [2, 2, 5, 4]])[:, 1:], random(3, 2, seed=3)
+
+    def gradients(loss, *tensors):
+        hidden, weight = (t.detach().requires_grad_() for t in tensors[:2])
+        out = loss(hidden.view(2, 3, 16), weight, tensors[2])
+        return torch.autograd.grad((out.t() * tensors[3]).sum(), (hidden, weight))
+
+    def stock(hidden, weight, targets):
+        return F.cross_entropy((hidden @ weight.T).flatten(0, 1), targets.flatten(), reduction="none").view(2, 3)
+
+    def ours(hidden, weight, targets):
+        return mpskernels.linear_cross_entropy(hidden, weight, targets, reduction="none")
+
+    on_mps = to_mps([hidden, weight, torch.tensor([[3, 0, 7, 1], [2, 2, 5, 4]]), of_loss])
+    got = gradients(ours, *on_mps[:2], on_mps[2][:, 1:], on_mps[3])
+    want = gradients(stock, hidden.double(), weight.double(), targets, of_loss.double())
+    for mine, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(mine.cpu().double(), theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("which", [0, 1])

@@ -309,6 +309,16 @@ def test_matmul_has_a_second_gradient():
         torch.testing.assert_close(got.cpu().double(), want, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize(("x_shape", "features"), [((2, 3, 5), 0), ((2, 0, 0), 4), ((0, 3, 0), 4), ((0,), 4)], ids=str)
+def test_gradients_of_nothing(x_shape, features):
+    x, weight = (torch.ones(shape, device="mps") for shape in (x_shape, (features, x_shape[-1])))
+    for layer in (mpskernels.linear, lambda x, weight: mpskernels.gated_linear(x, weight, weight)):
+        leaves = [t.clone().requires_grad_() for t in (x, weight)]
+        layer(*leaves).sum().backward()
+        assert [leaf.grad.shape for leaf in leaves] == [x.shape, weight.shape]
+        assert not any(leaf.grad.any() for leaf in leaves)
+
+
 def test_linear_without_activation_has_a_second_gradient():
     def second(linear, *leaves):
         leaves = [leaf.clone().requires_grad_() for leaf in leaves]

@@ -294,6 +294,26 @@ def test_norms_are_deterministic(case, dtype):
 ROWS = ["rms_norm", "layer_norm", "add_layer_norm", "modulated_norm_affine"]
 
 
+@pytest.mark.parametrize("columns", [16, 64, 160, 512, 4096, 5000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def test_gradients_of_rows_next_to_the_largest_float(columns, dtype):
+    """Sums of four of them would be infinite."""
+    x = (random(3, columns).sigmoid() * 1.5e38 + 1.5e38).to(dtype)
+    weight, grad = random(columns, dtype=dtype, seed=1), random(3, columns, dtype=dtype, seed=2)
+
+    def gradients(norm, x, weight, grad):
+        leaves = [t.detach().requires_grad_() for t in (x, weight)]
+        return torch.autograd.grad(norm(*leaves), leaves, grad)
+
+    got = gradients(lambda x, w: mpskernels.layer_norm(x, w), *to_mps((x, weight, grad)))
+    want = gradients(
+        lambda x, w: torch.nn.functional.layer_norm(x, x.shape[-1:], w), *(t.double() for t in (x, weight, grad))
+    )
+    assert got[0].isfinite().all()
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(got[1].cpu().double(), want[1], rtol=4 * eps, atol=4 * eps)
+
+
 @pytest.mark.parametrize("case", ROWS)
 @pytest.mark.parametrize("columns", [40, 2052, 16390])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
@@ -301,7 +321,7 @@ ROWS = ["rms_norm", "layer_norm", "add_layer_norm", "modulated_norm_affine"]
 def test_norms_take_rows_of_any_size(case, columns, dtype, eps):
     """Of any magnitude, beside each other."""
     tensors = inputs(case, (7, columns), dtype)
-    sizes = torch.tensor([1e-30, 1e-19, 1e-8, 1.0, 1e10, 1e25, 1e37], dtype=torch.float64)[:, None]
+    sizes = torch.tensor([1e-30, 1e-19, 1e-8, 1.0, 1e10, 1e25, 3e37], dtype=torch.float64)[:, None]
     for name in ("x", "residual"):
         if name in tensors:
             tensors[name] = (tensors[name].double() * sizes).to(dtype)

@@ -1,5 +1,7 @@
 """Matrix products, and what models do around them."""
 
+import math
+
 import torch
 
 from .. import _C
@@ -194,7 +196,7 @@ def _(a: torch.Tensor, b: torch.Tensor, dims: int) -> torch.Tensor:
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
     """As a matrix of rows; a view wherever one stride describes the leading dimensions."""
-    return x.reshape(-1, x.shape[-1]) if x.dim() != 2 else x
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) if x.dim() != 2 else x
 
 
 def _summed_product(left: torch.Tensor, right: torch.Tensor, shape: torch.Size) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Normalization over the last dimension or over groups of channels, and what is fused with it."""
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -281,8 +282,16 @@ def _group_norm_context(ctx, inputs: tuple, output: Tensor, keyword_only_inputs:
     ctx.save_for_backward(x, weight, bias)
 
 
+def _has_one_stride(x: Tensor) -> bool:
+    """Whether one describes the dimensions from the third on."""
+    sizes = [(size, stride) for size, stride in zip(x.shape[2:], x.stride()[2:], strict=True) if size != 1]
+    return all(stride == size * inner for (_, stride), (size, inner) in itertools.pairwise(sizes))
+
+
 def _group_norm_gradient(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias = ctx.saved_tensors
+    if not _has_one_stride(grad):  # as transposed or summed outputs leave it
+        grad = grad.contiguous()
     need_x, _, need_weight, need_bias, _ = ctx.needs_input_grad
     of_x, of_weight, of_bias = ops.group_norm_backward(
         grad, x, ctx.num_groups, weight, bias, ctx.eps, ctx.silu, need_x, need_weight or need_bias
