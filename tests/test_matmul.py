@@ -291,7 +291,13 @@ def test_matmul_of_a_long_k(dtype, sizes, kernel):
     assert kernels in ({f"matmul_{kernel}"}, {"matmul_tensor"} if kernel == "tile" else ())  # the latter on M5
 
 
-@pytest.mark.parametrize(("m", "n", "kernel"), [(1, 1, "packed"), (17, 17, "tile"), (1, 17, "skinny_n")])
+MANY = [
+    (1, 1, "packed"),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in [(17, 17, "tile"), (1, 17, "skinny_n")]),
+]
+
+
+@pytest.mark.parametrize(("m", "n", "kernel"), MANY)
 def test_matmul_of_more_than_65536_products(m, n, kernel):
     [label] = launched(lambda: check(random(65_540, m, 2), random(65_540, 2, n, seed=1)))
     assert label.startswith(f"matmul_{kernel}_f32_")
