@@ -242,18 +242,13 @@ void launch_copy(const char* op, const at::Tensor& block, const at::Tensor& whol
 
 at::Tensor defined_if(bool wanted, const at::Tensor& tensor) { return wanted ? tensor : at::Tensor(); }
 
-// Rows of `t` of `kept` trailing dimensions, as one dimension; refused where no single stride describes them.
-at::Tensor flat_rows(const char* op, const char* name, const at::Tensor& t, int64_t kept) {
-  const size_t leading = static_cast<size_t>(t.dim() - kept);
-  const Dims dims = merged_dims(t.sizes().slice(0, leading), {t.strides().slice(0, leading)});
-  require_supported(dims.sizes.size() == 1, op, "expected ", name, " with leading dimensions that one stride ",
-                    "describes; pass ", name, ".contiguous()");
-  std::vector<int64_t> sizes{dims.sizes[0]}, strides{dims.strides[0][0]};
-  for (int64_t d = t.dim() - kept; d < t.dim(); ++d) {
-    sizes.push_back(t.size(d));
-    strides.push_back(t.stride(d));
-  }
-  return view(t, sizes, strides);
+// The rows of hidden, as one dimension; refused where no single stride describes them.
+at::Tensor flat_rows(const char* op, const at::Tensor& hidden) {
+  const size_t leading = static_cast<size_t>(hidden.dim() - 1);
+  const Dims dims = merged_dims(hidden.sizes().slice(0, leading), {hidden.strides().slice(0, leading)});
+  require_supported(dims.sizes.size() == 1, op, "expected hidden with leading dimensions that one stride describes; ",
+                    "pass hidden.contiguous()");
+  return view(hidden, {dims.sizes[0], hidden.size(-1)}, {dims.strides[0][0], hidden.stride(-1)});
 }
 
 }  // namespace
@@ -380,7 +375,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_cross_entropy(const at::Te
   at::Tensor scale = launch_count(op, targets, options, f32);
   const int64_t rows = targets.numel(), classes = weight.size(0);
   if (rows > 0) {
-    const at::Tensor x = flat_rows(op, "hidden", hidden, 1), t = flat_rows(op, "targets", targets.contiguous(), 0);
+    const at::Tensor x = flat_rows(op, hidden), t = view(targets.contiguous(), {rows}, {1});
     const at::Tensor loss_rows = view(losses, {rows}, {1}), lse_rows = view(lse, {rows}, {1});
     const int64_t step = std::min(rows, chunk.value_or(choose_chunk(device().family, rows, classes)));
     for (int64_t first = 0; first < rows; first += step) {
@@ -418,11 +413,11 @@ std::tuple<at::Tensor, at::Tensor> linear_cross_entropy_backward(
     if (weight_gradient) of_weight = matmul(view(hidden, {classes, 0}, {0, 0}), view(hidden, {0, columns}, {0, 0}));
     return {of_hidden, of_weight};
   }
-  const at::Tensor x = flat_rows(op, "hidden", hidden, 1), t = flat_rows(op, "targets", targets.contiguous(), 0);
+  const at::Tensor x = flat_rows(op, hidden), t = view(targets.contiguous(), {rows}, {1});
   const at::Tensor lse_rows = view(lse, {rows}, {1});
   const bool each = grad.dim() > 0;
   // A number for each row, in whatever order autograd left them; so it is with targets.
-  const at::Tensor upstream = each ? flat_rows(op, "grad", grad.contiguous(), 0) : grad;
+  const at::Tensor upstream = each ? view(grad.contiguous(), {rows}, {1}) : grad;
   const int64_t step = std::min(rows, chunk.value_or(choose_chunk(device().family, rows, classes)));
   // The gradient of logits of some rows and classes, in their place.
   const auto of_logits = [&](int64_t first, int64_t count, int64_t first_class, int64_t some) {

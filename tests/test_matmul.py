@@ -65,8 +65,7 @@ def test_matmul_matches_reference(dtype, m, n, k):
 
 
 def operands(dtype, m, n, k, batch, b_along_k):
-    along = b_along_k
-    a = random(batch, m, k, dtype=dtype) if along or n >= m else random(batch, k, m, dtype=dtype).mT
+    a = random(batch, m, k, dtype=dtype) if b_along_k or n >= m else random(batch, k, m, dtype=dtype).mT
     return a, random(batch, n, k, dtype=dtype, seed=1).mT if b_along_k else random(batch, k, n, dtype=dtype, seed=1)
 
 

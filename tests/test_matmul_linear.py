@@ -441,9 +441,7 @@ def test_sums_of_products_are_summed_as_said():
 def test_sum_matmuls_rejects(args, text):
     *sizes, dims = args
     tensors = to_mps((random(*sizes[:3]), random(*sizes[3:])))
-    with pytest.raises(ValueError, match="mpsk::sum_matmuls: ") as info:
-        torch.ops.mpsk.sum_matmuls(*tensors, dims)
-    assert str(info.value) == f"mpsk::sum_matmuls: {text}"
+    assert_rejected("sum_matmuls", (*tensors, dims), {}, ValueError, f"mpsk::sum_matmuls: {text}")
 
 
 def test_strided_gradients_are_read_where_they_are():
@@ -664,22 +662,11 @@ REJECTED = {
 }
 
 
-needs_gradient = pytest.mark.parametrize("gradient", [False, True], ids=["", "gradient"])
-
-
 def to_differentiate(tree):
     """Of the tensors of a nest, those that can have a gradient require one: another op runs then, which saves."""
     return torch.utils._pytree.tree_map_only(
         torch.Tensor, lambda t: t.requires_grad_(t.is_floating_point() or t.is_complex()), tree
     )
-
-
-@needs_gradient
-@pytest.mark.parametrize("case", REJECTED)
-def test_linear_rejects(case, gradient):
-    make, error, text = REJECTED[case]
-    args, kwargs = to_differentiate(make()) if gradient else make()
-    assert_rejected("linear", args, kwargs, error, f"mpsk::linear: {text}")
 
 
 GATED_REJECTED = {
@@ -711,9 +698,12 @@ GATED_REJECTED = {
 }
 
 
-@needs_gradient
-@pytest.mark.parametrize("case", GATED_REJECTED)
-def test_gated_linear_rejects(case, gradient):
-    make, error, text = GATED_REJECTED[case]
+ALL_REJECTED = {"linear": REJECTED, "gated_linear": GATED_REJECTED}
+
+
+@pytest.mark.parametrize("gradient", [False, True], ids=["", "gradient"])
+@pytest.mark.parametrize(("op", "case"), [(op, case) for op, cases in ALL_REJECTED.items() for case in cases])
+def test_layers_reject(op, case, gradient):
+    make, error, text = ALL_REJECTED[op][case]
     args, kwargs = to_differentiate(make()) if gradient else make()
-    assert_rejected("gated_linear", args, kwargs, error, f"mpsk::gated_linear: {text}")
+    assert_rejected(op, args, kwargs, error, f"mpsk::{op}: {text}")

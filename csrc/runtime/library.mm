@@ -95,10 +95,11 @@ id<MTLLibrary> open(Library& library) {
   return library.opened.get();
 }
 
-// Why Metal does not take a library; empty: it does.
-std::string refusal(Library& library) {
+// Why Metal does not take what `use` asks of it; empty: it does.
+template <typename Use>
+std::string refusal(const Use& use) {
   try {
-    open(library);
+    use();
     return "";
   } catch (const c10::Error& error) {
     return error.what_without_backtrace();
@@ -155,13 +156,7 @@ std::string look_for_tensor_units(State& s, int family) {
     for (Library& library : libraries(s)) {
       // Of the Hub's builder, which puts all kernels into one.
       if (library.embedded != nullptr) return "the library inside the module is for macOS 26.0, and they need 26.2";
-      if (!library.metal4) continue;
-      try {
-        create(s, kProbe, kProbe, {});
-        return "";
-      } catch (const c10::Error& error) {
-        return error.what_without_backtrace();
-      }
+      if (library.metal4) return refusal([&] { create(s, kProbe, kProbe, {}); });
     }
     return "the build had no compiler for Metal 4";
   }
@@ -220,7 +215,7 @@ std::vector<std::string> function_names() {
   @autoreleasepool {
     std::vector<std::string> names;
     for (Library& library : libraries(s)) {
-      if (library.metal4 && !refusal(library).empty()) continue;
+      if (library.metal4 && !refusal([&] { open(library); }).empty()) continue;
       for (NSString* name in [open(library) functionNames]) names.emplace_back([name UTF8String]);
     }
     return names;
