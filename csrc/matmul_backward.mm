@@ -2,6 +2,7 @@
 // mpsk::gated_linear_backward.
 #include <ATen/ops/empty.h>
 #include <c10/util/StringUtil.h>
+#include <c10/util/accumulate.h>
 
 #include <algorithm>
 #include <optional>
@@ -13,6 +14,7 @@
 #include "runtime/check.h"
 #include "runtime/register.h"
 #include "runtime/runtime.h"
+#include "runtime/strides.h"
 
 namespace mpsk {
 namespace {
@@ -40,7 +42,7 @@ void check_linear_backward(const at::Tensor& grad, const std::optional<at::Tenso
   const Arg grad_arg{op, "grad", grad};
   check_device(grad_arg);
   check_dtype(grad_arg);
-  check_dim(grad_arg, 2);
+  check_dim_between(grad_arg, 1, 64);
   if (preactivation) check_same_sizes({op, "preactivation", *preactivation}, grad_arg);
   check_activation(op, activation);
   require_value(preactivation.has_value() == (activation != "none"), op, "expected a preactivation ",
@@ -65,7 +67,8 @@ std::tuple<at::Tensor, at::Tensor> linear_backward(const at::Tensor& grad,
                                                    std::string_view activation, bool bias) {
   const char* op = "linear_backward";
   check_linear_backward(grad, preactivation_arg, activation, bias);
-  const int64_t rows = grad.size(0), columns = grad.size(1),
+  const at::IntArrayRef leading = grad.sizes().slice(0, grad.dim() - 1);
+  const int64_t rows = c10::multiply_integers(leading), columns = grad.size(-1),
                 chunks = std::max<int64_t>(1, ceil_div(rows, rows_per_chunk));
   const auto options = grad.options().memory_format(at::MemoryFormat::Contiguous);
   const bool activated = preactivation_arg.has_value();
@@ -74,14 +77,27 @@ std::tuple<at::Tensor, at::Tensor> linear_backward(const at::Tensor& grad,
   if (columns == 0 || (rows == 0 && !bias) || (!activated && !bias)) return {out, sum};
   const at::Tensor preactivation = activated ? *preactivation_arg : at::Tensor();
   at::Tensor partials = at::empty({bias ? chunks * columns : 0}, options.dtype(at::kFloat));
-  const linear_backward_params params{.rows = static_cast<uint64_t>(rows),
-                                      .columns = static_cast<uint64_t>(columns),
-                                      .grad_stride_row = grad.stride(0),
-                                      .grad_stride_column = grad.stride(1),
-                                      .preactivation_stride_row = activated ? preactivation.stride(0) : 0,
-                                      .preactivation_stride_column = activated ? preactivation.stride(1) : 0,
-                                      .rows_per_chunk = static_cast<uint32_t>(rows_per_chunk),
-                                      .activation = check_activation(op, activation)};
+  const at::IntArrayRef grad_strides = grad.strides(),
+                        preactivation_strides = activated ? preactivation.strides() : grad_strides;
+  const Dims dims =
+      merged_dims(rows == 0 ? at::IntArrayRef() : leading,
+                  {grad_strides.slice(0, leading.size()), preactivation_strides.slice(0, leading.size())});
+  require_supported(dims.sizes.size() <= matmul_max_batch_dims, op, "expected at most ", +matmul_max_batch_dims,
+                    " leading dimensions that no single stride describes, got ", dims.sizes.size());
+  linear_backward_params params{.rows = static_cast<uint64_t>(rows),
+                                .columns = static_cast<uint64_t>(columns),
+                                .grad_stride_column = grad_strides.back(),
+                                .preactivation_stride_column = preactivation_strides.back(),
+                                .sizes = {},
+                                .grad_strides = {},
+                                .preactivation_strides = {},
+                                .dims = static_cast<uint32_t>(dims.sizes.size()),
+                                .rows_per_chunk = static_cast<uint32_t>(rows_per_chunk),
+                                .activation = check_activation(op, activation),
+                                .pad = 0};
+  std::ranges::copy(dims.sizes, params.sizes);
+  std::ranges::copy(dims.strides[0], params.grad_strides);
+  std::ranges::copy(dims.strides[1], params.preactivation_strides);
   const auto kernel = pipeline(
       c10::str("linear_backward_", dtype_suffix(grad)),
       {{linear_backward_constant_activation, "activation", activated}, {linear_backward_constant_bias, "bias", bias}});

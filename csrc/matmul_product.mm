@@ -66,7 +66,8 @@ bool moves_along(extent x, extent y) {
 
 // A batch dimension of the product.
 struct batch_dim {
-  int64_t size, a_stride, b_stride, residual_stride;
+  int64_t size;
+  int64_t a_stride = 0, b_stride = 0, residual_stride = 0, out_stride = 0;
 };
 using batch_dims = c10::SmallVector<batch_dim, 8>;
 
@@ -179,6 +180,8 @@ at::Tensor launch_product(const matmul_product& product) {
     dims = broadcast(a, b, residual, std::max(a.dim(), b.dim()), 3 + product.summed);
     terms = broadcast(a, b, residual, 2 + product.summed, 3);
   }
+  int64_t out_stride = a_m.size * b_n.size;
+  for (size_t d = dims.size(); d-- > 0; out_stride *= dims[d].size) dims[d].out_stride = out_stride;
   // A batch that shares b is further rows of a where one stride reaches them: tiles fill up, b is read once.
   const auto continues = [](extent rows, int64_t stride) {
     return rows.size == 1 || stride == rows.size * rows.stride;
@@ -192,6 +195,15 @@ at::Tensor launch_product(const matmul_product& product) {
     a_m.size *= dims.back().size;
     dims.pop_back();
   }
+  extent out_m{a_m.size, b_n.size}, out_n{b_n.size, 1};
+  // Where none does, the longest of them changes places with rows that are fewer.
+  for (batch_dim& dim : dims) {
+    if (dim.b_stride != 0 || dim.size <= a_m.size || moves_along(a_m, a_k)) continue;
+    a_m.size = out_m.size = std::exchange(dim.size, a_m.size);
+    std::swap(a_m.stride, dim.a_stride);
+    std::swap(residual_m.stride, dim.residual_stride);
+    std::swap(out_m.stride, dim.out_stride);
+  }
   // Terms of a sum are further k where one stride of each operand reaches them.
   while (!terms.empty() && continues(a_k, terms.back().a_stride) && continues(b_k, terms.back().b_stride)) {
     if (a_k.size == 1) {
@@ -202,9 +214,16 @@ at::Tensor launch_product(const matmul_product& product) {
     b_k.size = a_k.size;
     terms.pop_back();
   }
+  for (batch_dim& term : terms) {
+    if (term.size <= a_k.size || moves_along(a_k, a_m) || moves_along(b_k, b_n)) continue;
+    a_k.size = b_k.size = std::exchange(term.size, a_k.size);
+    std::swap(a_k.stride, term.a_stride);
+    std::swap(b_k.stride, term.b_stride);
+  }
   int64_t term_count = 1;
   for (const batch_dim& term : terms) term_count *= term.size;
   const bool summed = !terms.empty();
+  if (product.grouped_k) dims.push_back({.size = groups, .out_stride = a_m.size * b_n.size});
   require_supported(dims.size() + terms.size() <= matmul_max_batch_dims, op, "expected at most ",
                     +matmul_max_batch_dims, " batch dimensions that no single stride describes, got ",
                     dims.size() + terms.size(), "; pass contiguous operands");
@@ -212,7 +231,6 @@ at::Tensor launch_product(const matmul_product& product) {
   require_supported(batch <= max_batch, op, "expected at most ", max_batch, " products in a batch, got ", batch);
 
   // Few columns are few rows of the transposed product.
-  extent out_m{a_m.size, b_n.size}, out_n{b_n.size, 1};
   extent bias_m{1, 0}, bias_n{1, product.bias.defined() ? product.bias.stride(0) : 0};
   at::Tensor left = a, right = b;
   const bool swapped = !grouped && !product.second_b.defined() && b_n.size < a_m.size && b_n.size <= 16;
@@ -280,18 +298,14 @@ at::Tensor launch_product(const matmul_product& product) {
                                .m = grouped_rows ? matmul_ceil_div(a_m.size, std::max<int64_t>(groups, 1)) : a_m.size,
                                .n = b_n.size,
                                .k = product.grouped_k ? a_k.size / groups : a_k.size * term_count,
+                               .term_k = summed ? a_k.size : 0,
                                .batch = grouped_rows ? std::max<int64_t>(groups, 1) : batch,
                                .gated = gated,
                                .only_tiles = grouped || product.second_a.defined() || summed,
                                .grouped = grouped,
                                .gathered = product.indices.defined(),
                                .tensors = tensors};
-  matmul_plan plan = plan_of(problem);
-  if (summed && plan.splits > 1) {  // between terms
-    plan.k_per_split = matmul_ceil_div(plan.k_per_split, a_k.size);
-    plan.splits = matmul_ceil_div(term_count, plan.k_per_split);
-    if (plan.splits == 1) plan.whole_tiles_n = plan.tiles_n;
-  }
+  const matmul_plan& plan = plan_of(problem);
   const matmul_kernel& kernel = plan.choice->use;
   // The last tile of each group, and of the rows after the last group, may be filled in part.
   const int64_t tiles_m = grouped_rows ? a_m.size / kernel.bm + groups + 1 : plan.tiles_m;
@@ -308,7 +322,7 @@ at::Tensor launch_product(const matmul_product& product) {
                        .n = static_cast<uint64_t>(b_n.size),
                        .k = static_cast<uint64_t>(a_k.size),
                        .split_from = static_cast<uint64_t>(split_from),
-                       .k_per_split = static_cast<uint64_t>(plan.k_per_split),
+                       .k_per_split = static_cast<uint64_t>(plan.k_per_split / (summed ? a_k.size : 1)),
                        .a_stride_m = a_m.stride,
                        .a_stride_k = a_k.stride,
                        .b_stride_k = b_k.stride,
@@ -326,6 +340,7 @@ at::Tensor launch_product(const matmul_product& product) {
                        .a_batch_strides = {},
                        .b_batch_strides = {},
                        .residual_batch_strides = {},
+                       .out_batch_strides = {},
                        .batch_sizes = {},
                        .batch_dims = static_cast<uint32_t>(dims.size()),
                        .batch = static_cast<uint32_t>(batch),
@@ -346,6 +361,7 @@ at::Tensor launch_product(const matmul_product& product) {
     params.a_batch_strides[d] = dims[d].a_stride;
     params.b_batch_strides[d] = dims[d].b_stride;
     params.residual_batch_strides[d] = dims[d].residual_stride;
+    params.out_batch_strides[d] = dims[d].out_stride;
     params.batch_sizes[d] = static_cast<uint32_t>(dims[d].size);  // at most max_batch
   }
   if (grouped_rows) params.b_batch_strides[0] = b.stride(0);

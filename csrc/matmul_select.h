@@ -30,6 +30,7 @@ struct matmul_problem {
   bool a_along_m;   // the layout of a: its shorter stride is that of m
   bool b_along_k;   // the layout of b: its shorter stride is that of k
   int64_t m, n, k;  // after batches that share b became rows, and columns that are fewer than rows became those; all k
+  int64_t term_k;   // of each term of a sum of products, between which k is split; 0: one product
   int64_t batch;
   bool gated;
   bool only_tiles;  // groups, second pairs of operands and sums of products, of which other kernels know nothing
@@ -447,10 +448,11 @@ constexpr matmul_plan whole_plan(const matmul_choice& choice, const matmul_probl
   return {&choice, matmul_ceil_div(problem.m, choice.use.bm), tiles_n, tiles_n, 1, std::max<int64_t>(problem.k, 1)};
 }
 
-// `plan` with k of the last columns of tiles split, into as many parts at most: parts are whole steps of the kernel.
+// `plan` with k of the last columns of tiles split, into as many parts at most: parts are whole steps of the kernel, or
+// whole terms.
 constexpr matmul_plan split_plan(matmul_plan plan, const matmul_problem& problem, int64_t whole_tiles_n,
                                  int64_t splits) {
-  const int64_t step = std::max<int64_t>(plan.choice->use.bk, 64);
+  const int64_t step = problem.term_k > 0 ? problem.term_k : std::max<int64_t>(plan.choice->use.bk, 64);
   splits = std::clamp<int64_t>(std::min(splits, problem.k / matmul_min_split_k), 1, matmul_max_splits);
   if (splits == 1) return plan;
   plan.whole_tiles_n = whole_tiles_n;

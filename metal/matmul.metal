@@ -267,8 +267,8 @@ template <typename T, int bm, int bn, int bk, int wm, int wn, int wk, int packs,
 
   // Straight from registers, two elements at a time: 16-byte stores would take a trip through threadgroup memory, that
   // is bm * bn * 4 more bytes of it written and read, and two more barriers.
-  const matmul_result<T> result = result_at(out, partials, bias, residual, preactivation, up,
-                                            has_offsets && !is_grouped_k ? 0 : z, place.partial, place.split, p);
+  const matmul_result<T> result =
+      result_at(out, partials, bias, residual, preactivation, up, z, place.partial, place.split, p);
   const frag_position at = position_in_frag(ushort(lane));
   row += at.row;
   column += at.col;

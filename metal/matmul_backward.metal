@@ -12,6 +12,16 @@ using namespace mpsk;
 constant bool has_activation [[function_constant(linear_backward_constant_activation)]];
 constant bool sums_bias [[function_constant(linear_backward_constant_bias)]];
 
+// Of a row of grad or preactivation, in elements. Rows that one stride describes need no division.
+static long offset_of_row(ulong row, constant int64_t* strides, constant linear_backward_params& p) {
+  long offset = 0;
+  for (uint d = 0; d + 1 < p.dims; ++d) {
+    offset += long(row % p.sizes[d]) * strides[d];
+    row /= p.sizes[d];
+  }
+  return offset + long(row) * strides[p.dims - 1];
+}
+
 // linear_backward: out = grad * activation'(preactivation), and the column sums of that, which are the gradient of the
 // bias, for chunks of rows: matmul_sum adds up the chunks.
 //
@@ -33,9 +43,10 @@ template <typename T>
   const ulong row_end = min(p.rows, first_row + p.rows_per_chunk);
   float sum = 0.0f;
   for (ulong row = first_row + simd_index; row < row_end && exists; row += matmul_backward_simdgroups) {
-    float value = float(grad[long(row) * p.grad_stride_row + long(column) * p.grad_stride_column]);
+    float value = float(grad[offset_of_row(row, p.grad_strides, p) + long(column) * p.grad_stride_column]);
     if (has_activation) {
-      const long element = long(row) * p.preactivation_stride_row + long(column) * p.preactivation_stride_column;
+      const long element =
+          offset_of_row(row, p.preactivation_strides, p) + long(column) * p.preactivation_stride_column;
       value *= activation_slope(p.activation, float(preactivation[element]));
       out[row * p.columns + column] = T(value);
     }

@@ -31,11 +31,11 @@ using namespace metal;
 // Offset of element i of the dimensions from `first` to `end` of an operand, in elements.
 inline long offset_in_dims(uint i, uint first, uint end, constant int64_t* strides, constant matmul_params& p) {
   long offset = 0;
-  for (uint d = first; d < end; ++d) {
+  for (uint d = first; d + 1 < end; ++d) {
     offset += long(i % p.batch_sizes[d]) * strides[d];
     i /= p.batch_sizes[d];
   }
-  return offset;
+  return first == end ? 0 : offset + long(i) * strides[end - 1];
 }
 
 // The same of batch z, and of a term of sums of products.
@@ -124,9 +124,9 @@ template <typename T>
 matmul_result<T> result_at(device T* out, device float* partials, const device T* bias, const device T* residual,
                            device T* preactivation, device T* up, uint batch, bool partial, uint split,
                            constant matmul_params& p) {
-  const ulong product = p.m * p.n;
+  const long offset = batch_offset(batch, p.out_batch_strides, p);
   matmul_result<T> result;
-  result.end.out = out + batch * product;
+  result.end.out = out + offset;
   result.end.bias = bias;
   result.end.residual = residual;
   result.end.preactivation = preactivation;
@@ -135,8 +135,8 @@ matmul_result<T> result_at(device T* out, device float* partials, const device T
     result.end.residual += batch_offset(batch, p.residual_batch_strides, p);
   }
   if (has_preactivation) {
-    result.end.preactivation += batch * product;
-    result.end.up += is_gated ? batch * product : 0;
+    result.end.preactivation += offset;
+    result.end.up += is_gated ? offset : 0;
   }
   result.end.out_strides = {p.out_stride_m, p.out_stride_n};
   result.end.bias_strides = {p.bias_stride_m, p.bias_stride_n};

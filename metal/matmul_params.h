@@ -71,7 +71,7 @@ struct matmul_params {
   int64_t second_a_stride_k;
   int64_t second_b_stride_k;
   int64_t second_b_stride_n;
-  int64_t out_stride_m;  // a product of the batch takes m * n elements of out, without gaps
+  int64_t out_stride_m;
   int64_t out_stride_n;
   int64_t bias_stride_m;
   int64_t bias_stride_n;
@@ -80,6 +80,7 @@ struct matmul_params {
   int64_t a_batch_strides[matmul_max_batch_dims];  // innermost dimension first; 0 where a is broadcast; then terms
   int64_t b_batch_strides[matmul_max_batch_dims];  // of grouped products: [0] is from a group's b to the next
   int64_t residual_batch_strides[matmul_max_batch_dims];
+  int64_t out_batch_strides[matmul_max_batch_dims];
   uint32_t batch_sizes[matmul_max_batch_dims];
   uint32_t batch_dims;
   uint32_t batch;
@@ -95,13 +96,13 @@ struct matmul_params {
   uint32_t terms;      // products of their sizes
 };
 
-static_assert(sizeof(matmul_params) == 424, "no implicit padding");
+static_assert(sizeof(matmul_params) == 488, "no implicit padding");
 #ifndef __METAL_VERSION__
 static_assert(offsetof(matmul_params, a_stride_m) == 40);
 static_assert(offsetof(matmul_params, a_batch_strides) == 152);
-static_assert(offsetof(matmul_params, batch_sizes) == 344);
-static_assert(offsetof(matmul_params, batch_dims) == 376);
-static_assert(offsetof(matmul_params, a_rows) == 412);
+static_assert(offsetof(matmul_params, batch_sizes) == 408);
+static_assert(offsetof(matmul_params, batch_dims) == 440);
+static_assert(offsetof(matmul_params, a_rows) == 476);
 #endif
 
 // linear_backward: gradients of rows x columns elements. The rows of a chunk share a threadgroup.
@@ -119,14 +120,18 @@ enum linear_backward_constant {
 struct linear_backward_params {
   uint64_t rows;
   uint64_t columns;
-  int64_t grad_stride_row;
   int64_t grad_stride_column;
-  int64_t preactivation_stride_row;
   int64_t preactivation_stride_column;
+  uint64_t
+      sizes[matmul_max_batch_dims];  // of rows: innermost dimension first, neighbours that one stride describes merged
+  int64_t grad_strides[matmul_max_batch_dims];
+  int64_t preactivation_strides[matmul_max_batch_dims];
+  uint32_t dims;
   uint32_t rows_per_chunk;
   uint32_t activation;
+  uint32_t pad;
 };
-static_assert(sizeof(linear_backward_params) == 56, "no implicit padding");
+static_assert(sizeof(linear_backward_params) == 240, "no implicit padding");
 
 // gated_linear_backward: count elements each of grad, gate and up; out has both gradients, one after the other.
 enum gated_linear_backward_buffer {

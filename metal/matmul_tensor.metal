@@ -207,8 +207,8 @@ template <typename T, int bm, int bn, int wm, int wn, int products, bool gathere
   }
   const part_of_tile at = {int(simd_index) / wn * rows, int(simd_index) % wn * columns, thread_index, memory};
   const tensor_operands<T> from = {a, b, second_a, second_b, indices};
-  const matmul_result<T> result = result_at(out, partials, bias, residual, preactivation, up,
-                                            has_offsets && !is_grouped_k ? 0 : group.z, place.partial, place.split, p);
+  const matmul_result<T> result =
+      result_at(out, partials, bias, residual, preactivation, up, group.z, place.partial, place.split, p);
   constexpr int threads = 32 * wm * wn;
   if (a_along_m && b_along_k) {
     make_part<T, bm, rows, columns, threads, products, gathered, true, true>(from, p, place, result, at);

@@ -514,8 +514,8 @@ def test_matmul_rejects(case):
     ids=["tiles", "batch"],
 )
 def test_matmul_rejects_what_its_grid_cannot_hold(m, n, batch, text):
-    # Overlapping rows keep the batch from becoming rows of one product.
-    a, b = (torch.empty(2**20 + 1, device="mps").as_strided((batch, *shape), (0, 1, 1)) for shape in ((m, 2), (2, n)))
+    # Rows side by side keep the batch from becoming rows of one product.
+    a, b = (torch.empty(2**21, device="mps").as_strided((batch, *shape), (0, 1, 2)) for shape in ((m, 2), (2, n)))
     with pytest.raises(NotImplementedError, match="mpsk::matmul: ") as info:
         mpskernels.matmul(a, b)
     assert str(info.value) == f"mpsk::matmul: {text}"

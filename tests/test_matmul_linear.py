@@ -405,6 +405,62 @@ def test_gradients_of_broadcast_operands_are_summed_without_copies(dtype, a_shap
 
 
 @dtypes
+@activations
+@pytest.mark.parametrize(
+    ("shape", "permuted"),
+    [
+        ((3, 40), (1, 0)),
+        ((40, 3), (1, 0)),
+        ((2, 5, 3, 4), (1, 3, 0, 2)),
+        ((5, 1, 9, 2), (3, 1, 2, 0)),
+        ((0, 3), (1, 0)),
+    ],
+    ids=str,
+)
+def test_layers_of_rows_that_no_stride_describes_copy_nothing(dtype, activation, shape, permuted):
+    """x, the residual and the gradient of out lie in other orders than out."""
+    k, n = 24, 16
+    order = (*permuted, len(permuted))
+    x, residual, grad = (random(*shape, size, dtype=dtype, seed=i).permute(order) for i, size in enumerate((k, n, n)))
+    weight, bias = random(n, k, dtype=dtype, seed=3) / 5, random(n, dtype=dtype, seed=4)
+    second = random(n, k, dtype=dtype, seed=5) / 5
+
+    def linear(function, x, weight, bias, residual, grad):
+        leaves = [t.detach().requires_grad_() for t in (x, weight, bias, residual)]
+        out = function(*leaves)
+        return out, *torch.autograd.grad(out, leaves, grad)
+
+    def gated(function, x, weight, second, grad):
+        leaves = [t.detach().requires_grad_() for t in (x, weight, second)]
+        out = function(*leaves)
+        return out, *torch.autograd.grad(out, leaves, grad)
+
+    activate = ACTIVATIONS[activation]
+    for layer, ours, stock, tensors in [
+        (
+            linear,
+            lambda x, w, b, r: mpskernels.linear(x, w, b, activation=activation, residual=r),
+            lambda x, w, b, r: activate(F.linear(x, w, b)) + r,
+            (x, weight, bias, residual, grad),
+        ),
+        (
+            gated,
+            lambda x, v, w: mpskernels.gated_linear(x, v, w, activation=activation),
+            lambda x, v, w: activate(F.linear(x, v)) * F.linear(x, w),
+            (x, weight, second, grad),
+        ),
+    ]:
+        on_mps = to_mps(tensors)
+        actual, copied = copies(lambda on_mps=on_mps, layer=layer, ours=ours: layer(ours, *on_mps))
+        assert not copied
+        for got, want in zip(actual, layer(stock, *(t.double() for t in tensors)), strict=True):
+            assert got.shape == want.shape
+            if want.numel():
+                error = (got.cpu().double() - want).abs().max() / want.abs().max().clamp(min=1e-30)
+                assert error <= (6 if dtype == torch.float32 else 2) * torch.finfo(dtype).eps
+
+
+@dtypes
 def test_sums_of_products_may_be_split_between_terms(dtype):
     """One tile of out, and as many terms as splits need."""
     whole, b = random(40, 16, 9, 24, dtype=dtype), random(40, 8, 24, 16, dtype=dtype, seed=1)
@@ -490,7 +546,7 @@ def test_backward_launches_only_what_is_needed():
         _C.reset_launches()
         out.sum().backward()
         counts = {op: sum(kernels.values()) for op, kernels in _C.launches().items()}
-        assert counts.get("matmul", 0) == products
+        assert counts.get("matmul", 0) + counts.get("sum_matmuls", 0) == products
         assert counts.get("linear_backward", 0) == 2 * reductions  # chunks, and their sum
 
 

@@ -161,7 +161,7 @@ def _(
     grad: torch.Tensor, preactivation: torch.Tensor | None, *, activation: str, bias: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     _C.check_linear_backward(grad, preactivation, activation, bias)
-    return grad.new_empty(0 if preactivation is None else grad.shape), grad.new_empty(grad.shape[1] if bias else 0)
+    return grad.new_empty(0 if preactivation is None else grad.shape), grad.new_empty(grad.shape[-1] if bias else 0)
 
 
 @torch.library.register_fake(add_op_namespace_prefix("gated_linear"))
@@ -197,8 +197,15 @@ def _(a: torch.Tensor, b: torch.Tensor, dims: int) -> torch.Tensor:
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
-    """As a matrix of rows; a view wherever one stride describes the leading dimensions."""
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) if x.dim() != 2 else x
+    """What is contiguous, as a matrix of rows."""
+    return x.view(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def _product_of_rows(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """`(..., n)` and `(..., k)` to `(n, k)`: the outer products of their rows, summed."""
+    if left.dim() == 1:
+        left, right = left.unsqueeze(0), right.unsqueeze(0)
+    return ops.sum_matmuls(left.mT, right, left.dim() - 2)
 
 
 def _summed_product(left: torch.Tensor, right: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -261,7 +268,7 @@ def _linear_setup_context(ctx, inputs: tuple, output: tuple) -> None:
     needs_x, needs_weight = ctx.needs_input_grad[:2]
     preactivation = None if activation == "none" else output[1]
     ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None, preactivation)
-    ctx.activation, ctx.shape = activation, x.shape
+    ctx.activation = activation
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
@@ -272,22 +279,19 @@ def _linear_backward(ctx, grad: torch.Tensor, _) -> tuple[torch.Tensor | None, .
     of_x = of_weight = of_bias = None
     if grad is None:
         return None, None, None, None, None
-    rows = _rows(grad)
     if needs_x or needs_weight or needs_bias:
-        if preactivation is None and needs_bias and grad.requires_grad and torch.is_grad_enabled():
-            of_bias = ops.matmul(rows.new_ones(rows.shape[0]), rows)  # has a gradient itself
-        elif preactivation is not None or needs_bias:
-            of_sum, of_bias = ops.linear_backward(
-                rows,
-                None if preactivation is None else _rows(preactivation),
-                activation=ctx.activation,
-                bias=needs_bias,
-            )
-            rows = rows if preactivation is None else of_sum
+        of_sum = grad  # of the product and its bias
+        if preactivation is not None:
+            of_sum, of_bias = ops.linear_backward(grad, preactivation, activation=ctx.activation, bias=needs_bias)
+        elif needs_bias and grad.requires_grad and torch.is_grad_enabled():
+            ones = grad.new_ones(()).expand(*grad.shape[:-1], 1)
+            of_bias = _product_of_rows(ones, grad).squeeze(0)  # has a gradient itself
+        elif needs_bias:
+            _, of_bias = ops.linear_backward(grad, None, activation="none", bias=True)
         if needs_x:
-            of_x = ops.matmul(rows, weight).reshape(ctx.shape)
+            of_x = ops.matmul(of_sum, weight)
         if needs_weight:
-            of_weight = ops.matmul(rows.t(), _rows(x))
+            of_weight = _product_of_rows(of_sum, x)
     return of_x, of_weight, of_bias if needs_bias else None, None, grad if needs_residual else None
 
 
@@ -309,14 +313,14 @@ def _gated_linear_backward(ctx, grad: torch.Tensor, *_) -> tuple[torch.Tensor | 
     needs_x, needs_gate, needs_up, _ = ctx.needs_input_grad
     if grad is None:
         return None, None, None, None
-    of_gate, of_up = map(_rows, ops.gated_linear_backward(grad, gate, up, activation=ctx.activation))
+    of_gate, of_up = ops.gated_linear_backward(grad, gate, up, activation=ctx.activation)
     of_x = of_w_gate = of_w_up = None
     if needs_x:
-        of_x = ops.add_matmuls(of_gate, w_gate, of_up, w_up).reshape(x.shape)
+        of_x = ops.add_matmuls(_rows(of_gate), w_gate, _rows(of_up), w_up).view(x.shape)
     if needs_gate:
-        of_w_gate = ops.matmul(of_gate.t(), _rows(x))
+        of_w_gate = _product_of_rows(of_gate, x)
     if needs_up:
-        of_w_up = ops.matmul(of_up.t(), _rows(x))
+        of_w_up = _product_of_rows(of_up, x)
     return of_x, of_w_gate, of_w_up, None
 
 

@@ -95,6 +95,23 @@ def test_a_large_product_asks_for_what_its_tiles_need(b_along_k, dtype):
     assert dispatch.device_bytes <= 1.05 * dtype.itemsize * (m * n * k * (1 / bm + 1 / bn) + m * n)
 
 
+@DTYPES
+def test_rows_are_taken_together_although_no_stride_describes_them(dtype):
+    """The longest dimension that shares b fills the tiles: b is read once for each of them, not once for 2 rows."""
+    t, rows, k, n = 2, 256, 64, 96
+    x = torch.empty(t, rows, k, dtype=dtype, device="mps").transpose(0, 1)
+    weight = torch.empty(n, k, dtype=dtype, device="mps")
+    [dispatch] = dispatches(lambda: mpskernels.linear(x, weight), only=0)
+    bm, bn, _ = tile(dispatch)
+    assert dispatch.groups == t * math.ceil(rows / bm) * math.ceil(n / bn)
+    leaves = [torch.empty_like(tensor).requires_grad_() for tensor in (x, weight)]
+    out = mpskernels.linear(*leaves)
+    grad = torch.empty_like(out)
+    of_x, of_weight = dispatches(lambda: torch.autograd.grad(out, leaves, grad), only=0)
+    for dispatch in (of_x, of_weight):
+        assert dispatch.matrix_operations <= 2 * t * rows * n * k // 512  # k of 256, twice, rather than of 2
+
+
 @pytest.mark.parametrize("dtype", light.DTYPES)
 def test_grids_keep_every_core_busy_whenever_the_sizes_allow_it(dtype):
     """On the sizes of real models: the smallest tiles are 16x16, with eight simdgroups each."""
