@@ -223,6 +223,11 @@ inline constexpr matmul_choice matmul_choices[] = {
      .overhead = 0.031,
      .ends = 9.4,
      .evidence = "unmeasured: more threadgroups than 64x64, or less padding"},
+    {.bytes = 2,
+     .use = {matmul_kernel::tile, 32, 64, 16, 1, 2},
+     .overhead = 0.041,
+     .ends = 8.1,
+     .evidence = "unmeasured: the same, where k is short"},
     {.bytes = 4,
      .use = {matmul_kernel::tile, 40, 64, 16, 1, 2},
      .overhead = 0.047,
@@ -244,15 +249,25 @@ inline constexpr matmul_choice matmul_choices[] = {
      .ends = 26.2,
      .evidence = "unmeasured: where each core has but a tile or two of 40x64"},
     {.bytes = 4,
-     .use = {matmul_kernel::tile, 32, 32, 32, 2, 2},
-     .overhead = 0.085,
-     .ends = 28,
-     .evidence = "unmeasured: more threadgroups, or less padding"},
+     .use = {matmul_kernel::tile, 32, 32, 16, 1, 2},
+     .overhead = 0.088,
+     .ends = 14.6,
+     .evidence = "unmeasured: more threadgroups than 32x64, or less padding"},
     {.bytes = 2,
-     .use = {matmul_kernel::tile, 32, 32, 32, 2, 2},
-     .overhead = 0.066,
-     .ends = 24,
-     .evidence = "unmeasured: more threadgroups, or less padding"},
+     .use = {matmul_kernel::tile, 32, 32, 16, 1, 2},
+     .overhead = 0.069,
+     .ends = 13.2,
+     .evidence = "unmeasured: more threadgroups than 32x64, or less padding"},
+    {.bytes = 4,
+     .use = {matmul_kernel::tile, 32, 32, 64, 1, 1, 4},
+     .overhead = 0.064,
+     .ends = 35.5,
+     .evidence = "unmeasured: four times the simdgroups of 32x32, without a second launch"},
+    {.bytes = 2,
+     .use = {matmul_kernel::tile, 32, 32, 64, 1, 1, 4},
+     .overhead = 0.045,
+     .ends = 29.9,
+     .evidence = "unmeasured: four times the simdgroups of 32x32, without a second launch"},
     {.bytes = 4,
      .use = {matmul_kernel::tile, 16, 32, 64, 1, 2, 4},
      .overhead = 0.154,
@@ -309,7 +324,7 @@ inline constexpr double matmul_core_dram_bytes = 7.5;  // bandwidth by cores and
 // and of matmul2d, one for each of its matrix units.
 inline constexpr double matmul_busy_multiplying = 8, matmul_busy_otherwise = 24, matmul_busy_tensor = 4;
 inline constexpr double matmul_apart = 0.1;           // of arithmetic and memory traffic, what does not overlap
-inline constexpr double matmul_launch_cycles = 3600;  // 2.6 us, published for M3 Ultra
+inline constexpr double matmul_launch_cycles = 4000;  // 2.6 us, published for M3 Ultra; at up to 1.6 GHz
 
 // Of threadgroup memory, in a cycle: published for M1, and reported of M3 Pro.
 constexpr double matmul_threadgroup_bytes(int family) { return family >= 9 ? 88 : 65; }
@@ -374,11 +389,12 @@ struct matmul_pace {
 constexpr matmul_pace matmul_pace_of(const matmul_choice& choice, const matmul_problem& problem) {
   const matmul_kernel& kernel = choice.use;
   const double products = problem.gated ? 2 : 1, bm = double(kernel.bm), bn = double(kernel.bn);
+  const double from_l2 = (bm + products * bn) * double(problem.bytes);
   if (!is_tensor(kernel)) {
     // Tiles are written to threadgroup memory once; each simdgroup reads its rows and its columns of them.
     const double kept = (bm * double(1 + kernel.wn) + products * bn * double(1 + kernel.wm)) * double(problem.bytes);
-    return {std::max(products * bm * bn * (1 + choice.overhead) / matmul_core_products,
-                     kept / matmul_threadgroup_bytes(problem.family)),
+    return {std::max({products * bm * bn * (1 + choice.overhead) / matmul_core_products,
+                      kept / matmul_threadgroup_bytes(problem.family), from_l2 / matmul_core_l2_bytes}),
             (matmul_busy_multiplying + choice.overhead * matmul_busy_otherwise) / (1 + choice.overhead)};
   }
   // What a simdgroup reads of an operand for a k comes in whole lines where that lies along m or n.
@@ -387,7 +403,6 @@ constexpr matmul_pace matmul_pace_of(const matmul_choice& choice, const matmul_p
   };
   const double asked = double(simdgroups_of(kernel)) * (lines(kernel.bm / kernel.wm, !problem.a_along_m) +
                                                         products * lines(kernel.bn / kernel.wn, problem.b_along_k));
-  const double from_l2 = (bm + products * bn) * double(problem.bytes);
   return {std::max({products * bm * bn / matmul_core_tensor_products, asked / matmul_core_l1_bytes,
                     from_l2 / matmul_core_l2_bytes}),
           matmul_busy_tensor};

@@ -357,9 +357,11 @@ WIDE = ("tile_{}_bm16_bn32_bk64_wm1_wn2_wk4", "tile_{}_bm16_bn64_bk64_wm1_wn2_wk
 FEWEST = ("tile_{}_bm16_bn16_bk128_wm1_wn1_wk8", "tile_{}_bm16_bn16_bk256_wm1_wn1_wk8")
 LARGE = ("tile_{}_bm64_bn64_bk16_wm2_wn2_wk1", "tile_{}_bm64_bn64_bk16_wm1_wn2_wk1")
 TALL = ("tile_{}_bm40_bn64_bk16_wm1_wn2_wk1", "tile_{}_bm40_bn64_bk32_wm1_wn2_wk1")
-FLAT = ("tile_{}_bm32_bn64_bk16_wm1_wn2_wk1", "tile_{}_bm32_bn64_bk32_wm1_wn2_wk1")
+FLAT = "tile_{}_bm32_bn64_bk16_wm1_wn2_wk1"
+DEEPER = (LARGE[0], "tile_{}_bm32_bn64_bk32_wm1_wn2_wk1")
 SHARED = ("tile_{}_bm40_bn64_bk32_wm1_wn2_wk4", "tile_{}_bm40_bn64_bk64_wm1_wn2_wk4")
-SMALL = "tile_{}_bm32_bn32_bk32_wm2_wn2_wk1"
+SMALL = "tile_{}_bm32_bn32_bk16_wm1_wn2_wk1"
+SMALL_SHARED = "tile_{}_bm32_bn32_bk64_wm1_wn1_wk4"
 BASE = (SMALL, "tile_{}_bm64_bn32_bk32_wm2_wn2_wk1")
 CHOICES = [
     # m, n, k, batch, b along k: what a chip of 10 cores runs, in f32 and in f16 and bf16 where that differs
@@ -378,12 +380,15 @@ CHOICES = [
     ((1280, 512, 64, 1, True), LARGE),
     ((1280, 512, 64, 1, False), LARGE),
     ((200, 768, 64, 1, True), TALL),
-    ((400, 160, 32, 1, False), FLAT),
+    ((456, 208, 32, 1, False), FLAT),
+    ((99, 560, 32, 1, True), DEEPER),
     ((33, 512, 64, 1, True), SHARED),
     ((160, 256, 64, 1, True), SMALL),
+    ((192, 192, 64, 1, True), BASE),
+    ((96, 160, 64, 1, True), SMALL_SHARED),
     ((17, 96, 8, 1, False), FEW),
     ((17, 33, 8, 1, True), (FEW[0], FEWEST[1])),
-    ((128, 512, 512, 1, True), BASE),  # k of some columns split
+    ((49, 322, 1024, 1, True), SMALL_SHARED),  # k of some columns split
     ((9, 33, 4096, 1, False), WIDE),  # of all
 ]
 
