@@ -10,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "activation_gated.h"
 #include "activation_params.h"
 #include "activation_select.h"
 #include "runtime/check.h"
@@ -45,7 +46,7 @@ std::vector<int64_t> out_sizes(const at::Tensor& gate, const Optional& up) {
 }
 
 // `operands` in the order of their buffers; those of the forward pass, or all.
-void encode(const char* op, const char* pass, const activation_choice& choice, at::IntArrayRef sizes,
+void encode(const char* op, const char* pass, activation_kind kind, at::IntArrayRef sizes,
             const std::vector<Operand>& operands) {
   const at::Tensor& like = *operands[0].tensor;
   const Operand& last = operands.back();
@@ -69,9 +70,10 @@ void encode(const char* op, const char* pass, const activation_choice& choice, a
     packs = packs && in_packs(dims, o, operands[o].tensor->storage_offset() + operands[o].offset, pack);
   }
   auto kernel = pipeline(c10::str("gated_", pass, "_", dtype_suffix(like)),
-                         {{activation_constant_silu, "silu", choice.silu},
-                          {activation_constant_gelu, "gelu", choice.gelu},
-                          {activation_constant_gelu_tanh, "gelu_tanh", choice.gelu_tanh},
+                         {{activation_constant_relu, "relu", kind == activation_relu},
+                          {activation_constant_silu, "silu", kind == activation_silu},
+                          {activation_constant_gelu, "gelu", kind == activation_gelu},
+                          {activation_constant_gelu_tanh, "gelu_tanh", kind == activation_gelu_tanh},
                           {activation_constant_packs, "packs", packs}});
   const size_t each = static_cast<size_t>(activation_threads * pack);
   const size_t groups = (params.count + each - 1) / each;
@@ -122,6 +124,17 @@ void check_gated_backward(std::string_view op_name, const at::Tensor& grad, cons
   }
 }
 
+std::tuple<at::Tensor, at::Tensor> launch_gated_backward(const char* op, activation_kind kind, const at::Tensor& grad,
+                                                         const at::Tensor& gate, const std::optional<at::Tensor>& up) {
+  at::Tensor of_gate = at::empty(gate.sizes(), gate.options());
+  at::Tensor of_up = at::empty(up ? up->sizes() : at::IntArrayRef{0}, gate.options());
+  if (grad.numel() == 0) return {of_gate, of_up};
+  encode(op, "backward", kind, grad.sizes(),
+         {up ? whole(gate) : half(gate, 0), up ? whole(*up) : half(gate, 1), whole(grad),
+          up ? whole(of_gate) : half(of_gate, 0), up ? whole(of_up) : half(of_gate, 1)});
+  return {of_gate, of_up};
+}
+
 namespace {
 
 at::Tensor gated(const char* op, const at::Tensor& gate, const Optional& up, std::string_view approximate) {
@@ -129,7 +142,7 @@ at::Tensor gated(const char* op, const at::Tensor& gate, const Optional& up, std
   const std::vector<int64_t> sizes = out_sizes(gate, up);
   at::Tensor out = at::empty(sizes, gate.options());
   if (out.numel() == 0) return out;
-  encode(op, "forward", *choose_activation(op, approximate), sizes,
+  encode(op, "forward", choose_activation(op, approximate)->kind, sizes,
          {up ? whole(gate) : half(gate, 0), up ? whole(*up) : half(gate, 1), whole(out)});
   return out;
 }
@@ -137,14 +150,9 @@ at::Tensor gated(const char* op, const at::Tensor& gate, const Optional& up, std
 Gradients gated_backward(const char* op, const at::Tensor& grad, const at::Tensor& gate, const Optional& up,
                          std::string_view approximate) {
   check_gated_backward(op, grad, gate, up, approximate);
-  at::Tensor of_gate = at::empty(gate.sizes(), gate.options());
-  at::Tensor of_up = at::empty(up ? up->sizes() : at::IntArrayRef{0}, gate.options());
-  if (grad.numel() == 0) return {of_gate, of_up};
   const std::string_view name = op;
-  encode(op, "backward", *choose_activation(name.substr(0, name.find('_')), approximate), grad.sizes(),
-         {up ? whole(gate) : half(gate, 0), up ? whole(*up) : half(gate, 1), whole(grad),
-          up ? whole(of_gate) : half(of_gate, 0), up ? whole(of_up) : half(of_gate, 1)});
-  return {of_gate, of_up};
+  return launch_gated_backward(op, choose_activation(name.substr(0, name.find('_')), approximate)->kind, grad, gate,
+                               up);
 }
 
 at::Tensor swiglu(const at::Tensor& gate, const Optional& up) { return gated("swiglu", gate, up, "none"); }

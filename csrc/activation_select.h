@@ -1,21 +1,23 @@
-// Which activation a gated op applies: the constants that its kernel is specialised with.
+// Which activation a gated op applies.
 #pragma once
 
 #include <string_view>
+
+#include "common/activation_kinds.h"
 
 namespace mpsk {
 
 struct activation_choice {
   std::string_view op;
   std::string_view approximate;  // of geglu
-  bool silu, gelu, gelu_tanh;    // none of them: ReLU
+  activation_kind kind;
 };
 
 inline constexpr activation_choice activation_choices[] = {
-    {.op = "swiglu", .approximate = "none", .silu = true, .gelu = false, .gelu_tanh = false},
-    {.op = "geglu", .approximate = "none", .silu = false, .gelu = true, .gelu_tanh = false},
-    {.op = "geglu", .approximate = "tanh", .silu = false, .gelu = false, .gelu_tanh = true},
-    {.op = "reglu", .approximate = "none", .silu = false, .gelu = false, .gelu_tanh = false},
+    {.op = "swiglu", .approximate = "none", .kind = activation_silu},
+    {.op = "geglu", .approximate = "none", .kind = activation_gelu},
+    {.op = "geglu", .approximate = "tanh", .kind = activation_gelu_tanh},
+    {.op = "reglu", .approximate = "none", .kind = activation_relu},
 };
 
 constexpr const activation_choice* choose_activation(std::string_view op, std::string_view approximate) {

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <tuple>
 
+#include "activation_gated.h"
 #include "matmul_params.h"
 #include "matmul_product.h"
 #include "runtime/check.h"
@@ -117,56 +118,11 @@ std::tuple<at::Tensor, at::Tensor> linear_backward(const at::Tensor& grad,
   return {out, sum};
 }
 
-at::Tensor gated_linear_backward(const at::Tensor& grad, const at::Tensor& gate, const at::Tensor& up,
-                                 std::string_view activation) {
+std::tuple<at::Tensor, at::Tensor> gated_linear_backward(const at::Tensor& grad, const at::Tensor& gate,
+                                                         const at::Tensor& up, std::string_view activation) {
   const char* op = "gated_linear_backward";
   check_gated_linear_backward(grad, gate, up, activation);
-  std::vector<int64_t> sizes = grad.sizes().vec();
-  sizes.insert(sizes.begin(), 2);
-  at::Tensor out = at::empty(sizes, grad.options().memory_format(at::MemoryFormat::Contiguous));
-  if (out.numel() == 0) return out;
-  gated_linear_backward_params params{.count = static_cast<uint64_t>(grad.numel()),
-                                      .sizes = {},
-                                      .grad_strides = {},
-                                      .gate_strides = {},
-                                      .up_strides = {},
-                                      .dims = 0,
-                                      .activation = check_activation(op, activation)};
-  // A dimension that continues the one inside of it, in all three, is part of it.
-  for (int64_t i = grad.dim() - 1; i >= 0; --i) {
-    const int64_t size = grad.size(i);
-    if (size == 1) continue;
-    const uint32_t inner = params.dims - 1;
-    const auto continues = [&](const at::Tensor& t, const int64_t* strides) {
-      return t.stride(i) == strides[inner] * params.sizes[inner];
-    };
-    if (params.dims != 0 && continues(grad, params.grad_strides) && continues(gate, params.gate_strides) &&
-        continues(up, params.up_strides)) {
-      params.sizes[inner] *= size;
-      continue;
-    }
-    require_supported(params.dims < matmul_max_batch_dims, op, "expected at most ", +matmul_max_batch_dims,
-                      " dimensions that no single stride describes, got more; pass grad.contiguous()");
-    params.sizes[params.dims] = size;
-    params.grad_strides[params.dims] = grad.stride(i);
-    params.gate_strides[params.dims] = gate.stride(i);
-    params.up_strides[params.dims] = up.stride(i);
-    ++params.dims;
-  }
-  params.dims = std::max<uint32_t>(params.dims, 1);  // a single element
-  const auto kernel = pipeline(c10::str("gated_linear_backward_", dtype_suffix(grad)));
-  const int64_t groups = ceil_div(grad.numel(), matmul_threads), width = std::min<int64_t>(groups, 1 << 20);
-  launch(op, [&](Encoder& encoder) {
-    encoder.use(kernel);
-    encoder.tensor(gated_linear_backward_buffer_grad, grad);
-    encoder.tensor(gated_linear_backward_buffer_gate, gate);
-    encoder.tensor(gated_linear_backward_buffer_up, up);
-    encoder.tensor(gated_linear_backward_buffer_out, out);
-    encoder.params(gated_linear_backward_buffer_params, params);
-    encoder.dispatch({.x = static_cast<size_t>(width), .y = static_cast<size_t>(ceil_div(groups, width))},
-                     {.x = matmul_threads});
-  });
-  return out;
+  return launch_gated_backward(op, check_activation(op, activation), grad, gate, up);
 }
 
 }  // namespace
@@ -174,7 +130,7 @@ at::Tensor gated_linear_backward(const at::Tensor& grad, const at::Tensor& gate,
 TORCH_LIBRARY_FRAGMENT(MPSK_NAMESPACE, m) {
   define_op(m, "linear_backward(Tensor grad, Tensor? preactivation, *, str activation, bool bias) -> (Tensor, Tensor)",
             linear_backward);
-  define_op(m, "gated_linear_backward(Tensor grad, Tensor gate, Tensor up, *, str activation) -> Tensor",
+  define_op(m, "gated_linear_backward(Tensor grad, Tensor gate, Tensor up, *, str activation) -> (Tensor, Tensor)",
             gated_linear_backward);
 }
 

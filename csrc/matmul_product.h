@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <string_view>
 
+#include "common/activation_kinds.h"
+
 namespace mpsk {
 
 // out = finish(a @ b), batches broadcast: a is (..., m, k), b (..., k, n). Undefined tensors are not there.
@@ -21,11 +23,11 @@ struct matmul_product {
   at::Tensor residual = {};       // as out
   at::Tensor preactivation = {};  // as out; written
   at::Tensor up = {};             // as out; written; only of a gated pair
-  uint32_t activation = 0;        // an activation_kind
-  at::Tensor offsets = {};        // (groups,); b is then (groups, k, n) and a (m, k),
-  bool grouped_k = false;         // or b is (k, n), a (m, k) and out (groups, m, n)
-  at::Tensor indices = {};        // rows of a, or of its transpose where k is grouped
-  int64_t summed = 0;             // over the last so many dimensions of the batch, which out does not have
+  activation_kind activation = activation_none;
+  at::Tensor offsets = {};  // (groups,); b is then (groups, k, n) and a (m, k),
+  bool grouped_k = false;   // or b is (k, n), a (m, k) and out (groups, m, n)
+  at::Tensor indices = {};  // rows of a, or of its transpose where k is grouped
+  int64_t summed = 0;       // over the last so many dimensions of the batch, which out does not have
 };
 
 // Launches its kernel, or its kernels, whose choice is that of matmul_select.h; none where out has no elements. Returns
@@ -36,6 +38,6 @@ at::Tensor launch_product(const matmul_product& product);
 void launch_sum(const char* op, const at::Tensor& partials, const at::Tensor& out);
 
 // An activation's number, by its name.
-uint32_t check_activation(const char* op, std::string_view name);
+activation_kind check_activation(const char* op, std::string_view name);
 
 }  // namespace mpsk

@@ -449,7 +449,7 @@ void launch_sum(const char* op, const at::Tensor& partials, const at::Tensor& ou
   });
 }
 
-uint32_t check_activation(const char* op, std::string_view name) {
+activation_kind check_activation(const char* op, std::string_view name) {
   static constexpr std::pair<std::string_view, activation_kind> kinds[] = {{"none", activation_none},
                                                                            {"relu", activation_relu},
                                                                            {"gelu", activation_gelu},

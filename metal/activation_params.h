@@ -15,12 +15,13 @@ enum activation_buffer {
   activation_buffer_params = 5,
 };
 
-// Function constants, all bool. The ids of this family: 500 to 599. At most one activation; none of them is ReLU.
+// Function constants, all bool. The ids of this family: 500 to 599. At most one activation.
 enum activation_constant {
-  activation_constant_silu = 500,
-  activation_constant_gelu = 501,       // with the error function
-  activation_constant_gelu_tanh = 502,  // its approximation
-  activation_constant_packs = 503,      // 16 bytes of elements, from any multiple of them on, lie together and aligned
+  activation_constant_relu = 500,
+  activation_constant_silu = 501,
+  activation_constant_gelu = 502,       // with the error function
+  activation_constant_gelu_tanh = 503,  // its approximation
+  activation_constant_packs = 504,      // 16 bytes of elements, from any multiple of them on, lie together and aligned
 };
 
 enum { activation_max_dims = 16 };       // that remain after the glue has merged those that one stride describes

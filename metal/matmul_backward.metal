@@ -2,7 +2,7 @@
 
 #include <metal_stdlib>
 
-#include "common/epilogue.h"
+#include "common/activations.h"
 #include "matmul_params.h"
 #include "matmul_variants.h"
 
@@ -47,7 +47,7 @@ template <typename T>
     if (has_activation) {
       const long element =
           offset_of_row(row, p.preactivation_strides, p) + long(column) * p.preactivation_stride_column;
-      value *= activation_slope(p.activation, float(preactivation[element]));
+      value = descend(p.activation, curve_at(p.activation, float(preactivation[element])), value);
       out[row * p.columns + column] = T(value);
     }
     sum += value;
@@ -63,39 +63,6 @@ template <typename T>
       sums[group.y * p.columns + column] = total;
     }
   }
-}
-
-// gated_linear_backward: the gradients of both products of out = activation(gate) * up.
-//
-// Grid: x and y together: elements, by matmul_threads. Threadgroup: (matmul_threads).
-// Necessary: three elements read and two written for each; that is all it does.
-template <typename T>
-[[kernel, max_total_threads_per_threadgroup(matmul_threads)]] void gated_linear_backward(
-    const device T* grad [[buffer(gated_linear_backward_buffer_grad)]],
-    const device T* gate [[buffer(gated_linear_backward_buffer_gate)]],
-    const device T* up [[buffer(gated_linear_backward_buffer_up)]],
-    device T* out [[buffer(gated_linear_backward_buffer_out)]],
-    constant gated_linear_backward_params& p [[buffer(gated_linear_backward_buffer_params)]],
-    uint2 group [[threadgroup_position_in_grid]], uint2 groups [[threadgroups_per_grid]],
-    uint thread_index [[thread_index_in_threadgroup]]) {
-  const ulong element = (ulong(group.y) * groups.x + group.x) * matmul_threads + thread_index;
-  if (element >= p.count) {
-    return;
-  }
-  ulong rest = element;
-  long grad_offset = 0, gate_offset = 0, up_offset = 0;
-  for (uint d = 0; d < p.dims; ++d) {
-    const bool last = d + 1 == p.dims;  // contiguous operands have no other, and need no division
-    const long index = long(last ? rest : rest % ulong(p.sizes[d]));
-    rest = last ? 0 : rest / ulong(p.sizes[d]);
-    grad_offset += index * p.grad_strides[d];
-    gate_offset += index * p.gate_strides[d];
-    up_offset += index * p.up_strides[d];
-  }
-  const float value = float(grad[grad_offset]);
-  const float x = float(gate[gate_offset]);
-  out[element] = T(value * float(up[up_offset]) * activation_slope(p.activation, x));
-  out[p.count + element] = T(value * activate(p.activation, x));
 }
 
 // grouped_matmul_scatter: a threadgroup looks through all indices, matmul_threads at a time, for its
@@ -151,11 +118,6 @@ template <typename T>
 #define INSTANTIATE_LINEAR(dtype, T) \
   template [[host_name("linear_backward_" #dtype)]] [[kernel]] decltype(linear_backward<T>) linear_backward<T>;
 LINEAR_BACKWARD_VARIANTS(INSTANTIATE_LINEAR)
-
-#define INSTANTIATE_GATED(dtype, T) \
-  template [[host_name(             \
-      "gated_linear_backward_" #dtype)]] [[kernel]] decltype(gated_linear_backward<T>) gated_linear_backward<T>;
-GATED_LINEAR_BACKWARD_VARIANTS(INSTANTIATE_GATED)
 
 #define INSTANTIATE_SCATTER(dtype, T) \
   template [[host_name(               \

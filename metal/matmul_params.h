@@ -133,25 +133,6 @@ struct linear_backward_params {
 };
 static_assert(sizeof(linear_backward_params) == 240, "no implicit padding");
 
-// gated_linear_backward: count elements each of grad, gate and up; out has both gradients, one after the other.
-enum gated_linear_backward_buffer {
-  gated_linear_backward_buffer_grad = 0,
-  gated_linear_backward_buffer_gate = 1,
-  gated_linear_backward_buffer_up = 2,
-  gated_linear_backward_buffer_out = 3,
-  gated_linear_backward_buffer_params = 4,
-};
-struct gated_linear_backward_params {
-  uint64_t count;
-  int64_t sizes[matmul_max_batch_dims];  // innermost dimension first, neighbours that one stride describes merged
-  int64_t grad_strides[matmul_max_batch_dims];
-  int64_t gate_strides[matmul_max_batch_dims];
-  int64_t up_strides[matmul_max_batch_dims];
-  uint32_t dims;  // at least 1
-  uint32_t activation;
-};
-static_assert(sizeof(gated_linear_backward_params) == 272, "no implicit padding");
-
 // grouped_matmul_scatter: row t of out is the sum of the rows r with indices[r] == t.
 enum grouped_matmul_scatter_buffer {
   grouped_matmul_scatter_buffer_rows = 0,

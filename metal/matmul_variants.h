@@ -125,12 +125,6 @@
   X(f16, half)                      \
   X(bf16, bfloat)
 
-// X(dtype, Metal type), named gated_linear_backward_<dtype>
-#define GATED_LINEAR_BACKWARD_VARIANTS(X) \
-  X(f32, float)                           \
-  X(f16, half)                            \
-  X(bf16, bfloat)
-
 // X(dtype, Metal type), named grouped_matmul_scatter_<dtype>
 #define GROUPED_MATMUL_SCATTER_VARIANTS(X) \
   X(f32, float)                            \

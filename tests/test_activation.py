@@ -167,6 +167,16 @@ def test_gated_passes_on_what_is_not_finite(kind, dtype):
     )
 
 
+@dtypes
+def test_a_flat_relu_ends_what_is_not_finite_as_torch_does(dtype):
+    values = [math.nan, math.inf, -math.inf, 1.0, -1.0, 0.0, -0.0]
+    gate, up, grad = (t.flatten() for t in torch.meshgrid(*[torch.tensor(values, dtype=dtype)] * 3, indexing="ij"))
+    expected = gradients(lambda g, u: F.relu(g) * u, [gate.double(), up.double()], grad.double())
+    ours = gradients(mpskernels.reglu, to_mps([gate, up]), to_mps(grad))
+    for got, want in zip([ours[0], *ours[1]], [expected[0], *expected[1]], strict=True):
+        torch.testing.assert_close(got.cpu().double(), want, rtol=0, atol=0, equal_nan=True)
+
+
 def test_gated_needs_no_memory_but_its_result():
     gate, up = to_mps([random(64, 64), random(64, 64)])
     before = _C.launches().get("swiglu", {})

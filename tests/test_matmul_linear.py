@@ -105,6 +105,17 @@ def test_slopes_of_activations_are_as_accurate_as_torchs(activation):
 
 
 @dtypes
+def test_a_flat_relu_ends_what_is_not_finite_as_torch_does(dtype):
+    values = torch.tensor([math.nan, math.inf, -math.inf, 1.0, -1.0, 0.0, -0.0], dtype=dtype)
+    x, grad = (t.reshape(-1, 1) for t in torch.meshgrid(values, values, indexing="ij"))
+    weight = torch.ones(1, 1, dtype=dtype)
+    leaf, on_mps = x.double().requires_grad_(), to_mps(x).requires_grad_()
+    F.relu(F.linear(leaf, weight.double())).backward(grad.double())
+    mpskernels.linear(on_mps, to_mps(weight), activation="relu").backward(to_mps(grad))
+    torch.testing.assert_close(on_mps.grad.cpu().double(), leaf.grad, rtol=0, atol=0, equal_nan=True)
+
+
+@dtypes
 def test_linear_keeps_nan_and_inf(dtype):
     x = torch.tensor([math.nan, math.inf, -math.inf, 1.0], dtype=dtype)[:, None]
     weight = torch.ones(5, 1, dtype=dtype)

@@ -180,9 +180,11 @@ def _(
 
 
 @torch.library.register_fake(add_op_namespace_prefix("gated_linear_backward"))
-def _(grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, *, activation: str) -> torch.Tensor:
+def _(
+    grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, *, activation: str
+) -> tuple[torch.Tensor, torch.Tensor]:
     _C.check_gated_linear_backward(grad, gate, up, activation)
-    return grad.new_empty([2, *grad.shape])
+    return gate.new_empty(gate.shape), up.new_empty(up.shape)
 
 
 @torch.library.register_fake(add_op_namespace_prefix("add_matmuls"))

@@ -46,10 +46,10 @@ def linear_backward():
 
 
 def gated_linear_backward():
-    rows = 5 * 2**14  # so that threadgroups, 2^20 in a row of the grid, fill it
+    rows = 17 * 2**13  # so that threadgroups, 2^16 in a row of the grid, fill it
     grad, gate, up = (numbers(COLUMNS, seed=seed).expand(rows, COLUMNS) for seed in range(3))
     call = lambda *t: direct("gated_linear_backward")(*t, activation="none")  # noqa: E731
-    return call, (grad, gate, up), [grad[-1].double() * gate[-1].double()]
+    return call, (grad, gate, up), [(grad[-1].double() * t[-1].double()) for t in (up, gate)]
 
 
 def grouped_matmul_backward():
@@ -74,7 +74,7 @@ CASES = {
     "matmul_gated": gated_linear,
     "matmul_tile, grouped": grouped_matmul_backward,
     "linear_backward": linear_backward,
-    "gated_linear_backward": gated_linear_backward,
+    "gated_backward": gated_linear_backward,
     "grouped_matmul_scatter": grouped_matmul_scatter,
 }
 
