@@ -84,7 +84,8 @@ std::tuple<at::Tensor, at::Tensor> linear_backward(const at::Tensor& grad,
       merged_dims(rows == 0 ? at::IntArrayRef() : leading,
                   {grad_strides.slice(0, leading.size()), preactivation_strides.slice(0, leading.size())});
   require_supported(dims.sizes.size() <= matmul_max_batch_dims, op, "expected at most ", +matmul_max_batch_dims,
-                    " leading dimensions that no single stride describes, got ", dims.sizes.size());
+                    " leading dimensions that no single stride describes, got ", dims.sizes.size(),
+                    "; pass contiguous operands");
   linear_backward_params params{.rows = static_cast<uint64_t>(rows),
                                 .columns = static_cast<uint64_t>(columns),
                                 .grad_stride_column = grad_strides.back(),

@@ -95,6 +95,12 @@ batch_dims broadcast(const at::Tensor& a, const at::Tensor& b, const at::Tensor&
   return dims;
 }
 
+// Whether tiles of 64 rows, or of 64 k, hold less that is none of `more` elements than of `fewer`.
+bool pads_less(int64_t more, int64_t fewer) {
+  const auto padded = [](int64_t size) { return double(matmul_ceil_div(size, 64) * 64) / double(size); };
+  return more > fewer && padded(more) < padded(fewer);
+}
+
 // The last plans of this thread, by problem: to compare all rows of the table takes microseconds.
 const matmul_plan& plan_of(const matmul_problem& problem) {
   constexpr size_t places = 256;
@@ -196,13 +202,18 @@ at::Tensor launch_product(const matmul_product& product) {
     dims.pop_back();
   }
   extent out_m{a_m.size, b_n.size}, out_n{b_n.size, 1};
-  // Where none does, the longest of them changes places with rows that are fewer.
+  // Where none does, one that tiles pad less changes places with the rows.
   for (batch_dim& dim : dims) {
-    if (dim.b_stride != 0 || dim.size <= a_m.size || moves_along(a_m, a_k)) continue;
+    if (dim.b_stride != 0 || !pads_less(dim.size, a_m.size) || moves_along(a_m, a_k)) continue;
     a_m.size = out_m.size = std::exchange(dim.size, a_m.size);
     std::swap(a_m.stride, dim.a_stride);
     std::swap(residual_m.stride, dim.residual_stride);
     std::swap(out_m.stride, dim.out_stride);
+  }
+  dims.erase(std::remove_if(dims.begin(), dims.end(), [](const batch_dim& dim) { return dim.size == 1; }), dims.end());
+  if (a_k.size == 0 || std::ranges::any_of(terms, [](const batch_dim& term) { return term.size == 0; })) {
+    a_k.size = b_k.size = 0;
+    terms.clear();
   }
   // Terms of a sum are further k where one stride of each operand reaches them.
   while (!terms.empty() && continues(a_k, terms.back().a_stride) && continues(b_k, terms.back().b_stride)) {
@@ -215,13 +226,15 @@ at::Tensor launch_product(const matmul_product& product) {
     terms.pop_back();
   }
   for (batch_dim& term : terms) {
-    if (term.size <= a_k.size || moves_along(a_k, a_m) || moves_along(b_k, b_n)) continue;
+    if (!pads_less(term.size, a_k.size) || moves_along(a_k, a_m) || moves_along(b_k, b_n)) continue;
     a_k.size = b_k.size = std::exchange(term.size, a_k.size);
     std::swap(a_k.stride, term.a_stride);
     std::swap(b_k.stride, term.b_stride);
   }
   int64_t term_count = 1;
   for (const batch_dim& term : terms) term_count *= term.size;
+  require_supported(term_count <= max_batch, op, "expected at most ", max_batch, " products in a sum, got ",
+                    term_count);
   const bool summed = !terms.empty();
   if (product.grouped_k) dims.push_back({.size = groups, .out_stride = a_m.size * b_n.size});
   require_supported(dims.size() + terms.size() <= matmul_max_batch_dims, op, "expected at most ",

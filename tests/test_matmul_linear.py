@@ -488,6 +488,17 @@ def test_sums_of_products_may_be_split_between_terms(dtype):
     assert torch.equal(out.cpu(), torch.ops.mpsk.sum_matmuls(*on_mps, 2).cpu())
 
 
+@pytest.mark.parametrize("strided", [lambda t: t, lambda t: t.mT.contiguous().mT])
+def test_sums_of_products_of_nothing_are_zeros(strided):
+    for batch, k in [(3, 0), (0, 4), (0, 0), (1, 0)]:
+        a, b = strided(random(batch, 4, 8)[..., :k]), strided(random(batch, 8, 5)[:, :k])
+        assert torch.equal(torch.ops.mpsk.sum_matmuls(*to_mps((a, b)), 1).cpu(), torch.zeros(4, 5))
+    x = to_mps(random(2, 5, 8))[..., :0].mT  # two times no rows, which no stride describes
+    weight = to_mps(random(6, 5)).requires_grad_()
+    mpskernels.linear(x, weight).sum().backward()
+    assert torch.equal(weight.grad.cpu(), torch.zeros(6, 5))
+
+
 def test_sums_of_products_are_summed_as_said():
     a, b = random(2, 3, 4, 5, 6), random(3, 1, 6, 7, seed=1)
     for dims in range(4):

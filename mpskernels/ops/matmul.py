@@ -57,7 +57,8 @@ def linear(
         residual: `(..., n)`, the leading dimensions those of `x`.
 
     All are float32, float16 or bfloat16, of the same dtype, on `mps`; under `torch.autocast` they are cast as those of
-    `torch.nn.functional.linear` are. Any strides are read in place, with the limit of `matmul`. Sizes may be 0.
+    `torch.nn.functional.linear` are. Any strides are read in place, with the limit of `matmul`, which the gradient of
+    weight has for those of x and of the gradient of the result together. Sizes may be 0.
 
     Returns:
         `(..., n)`, contiguous, in the dtype of `x`. Summed, activated and added in float32. The same call gives the
