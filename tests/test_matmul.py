@@ -374,7 +374,7 @@ CHOICES = [
     ((5, 300, 40, 1, False), WIDE),
     ((300, 8, 40, 1, False), WIDE),
     ((5, 300, 40, 1, True), FEWEST),
-    ((9, 640, 40, 1, True), FEW),
+    ((9, 1280, 40, 1, True), FEW),
     ((16, 16, 40, 15, True), FEWEST),
     ((16, 16, 40, 16, True), "packed_{}_bm16_bn16_bk16"),
     ((1280, 512, 64, 1, True), LARGE),
