@@ -83,6 +83,7 @@ template <typename T>
     const pack<T> g = load_pack(gate + place.at[activation_buffer_gate]);
     const pack<T> u = load_pack(up + place.at[activation_buffer_up]);
     pack<T> result;
+#pragma clang loop unroll(full)
     for (uint i = 0; i < size; ++i) {
       result.values[i] = activate(kind(), g.values[i]) * u.values[i];
     }
@@ -119,6 +120,7 @@ template <typename T>
     const pack<T> u = load_pack(up + place.at[activation_buffer_up]);
     const pack<T> d = load_pack(gradient + place.at[activation_buffer_out]);
     pack<T> of_gate, of_up;
+#pragma clang loop unroll(full)
     for (uint i = 0; i < size; ++i) {
       const curve c = curve_at(kind(), g.values[i]);
       of_gate.values[i] = descend(kind(), c, d.values[i] * u.values[i]);
