@@ -122,8 +122,7 @@ struct linear_backward_params {
   uint64_t columns;
   int64_t grad_stride_column;
   int64_t preactivation_stride_column;
-  uint64_t
-      sizes[matmul_max_batch_dims];  // of rows: innermost dimension first, neighbours that one stride describes merged
+  uint64_t sizes[matmul_max_batch_dims];  // of rows, innermost dimension first, those that one stride describes merged
   int64_t grad_strides[matmul_max_batch_dims];
   int64_t preactivation_strides[matmul_max_batch_dims];
   uint32_t dims;

@@ -17,7 +17,9 @@ import mpskernels
 
 halves = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=DTYPE_IDS.get)
 # Tiles of several kinds, k in splits of all columns or of the last, few rows.
-sizes = pytest.mark.parametrize(("m", "n", "k"), [(64, 96, 1024), (3, 200, 520), (129, 70, 300), (49, 322, 1024)])
+sizes = pytest.mark.parametrize(
+    ("m", "n", "k"), [(64, 96, 1024), (3, 200, 520), (129, 70, 300), (128, 512, 512), (56, 336, 1024)]
+)
 
 
 def groups_of(m):
@@ -138,11 +140,11 @@ def test_halves_are_sums_in_float32_rounded_once(op, m, n, k, dtype):
 @pytest.mark.parametrize("op", OF_ROUNDED)
 def test_gradients_of_rounded_numbers_are_as_accurate_as_torchs(op, m, n, k, dtype):
     """Stock torch in the dtype saves and passes on rounded numbers as well: 1.05 times its root mean square error
-    (measured: 0.53 to 1.0) and 0.75 ULP more than its worst (0.52). They are 1.2 to 3 times those of formulas in
+    (measured: 0.53 to 1.0) and half an ULP more than its worst (0.27). They are 1.2 to 3 times those of formulas in
     float32 throughout."""
     for number, out, expected, ulp, stock in measured(op, dtype, m, n, k, torch.matmul, dtype):
         if number in OF_ROUNDED[op]:
-            assert_no_worse(out, expected, ulp, stock, rms=lambda e: 1.05 * e, worst=lambda e: e + 0.75)
+            assert_no_worse(out, expected, ulp, stock, rms=lambda e: 1.05 * e, worst=lambda e: e + 0.5)
 
 
 @sizes

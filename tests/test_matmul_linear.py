@@ -436,35 +436,28 @@ def test_layers_of_rows_that_no_stride_describes_copy_nothing(dtype, activation,
     weight, bias = random(n, k, dtype=dtype, seed=3) / 5, random(n, dtype=dtype, seed=4)
     second = random(n, k, dtype=dtype, seed=5) / 5
 
-    def linear(function, x, weight, bias, residual, grad):
-        leaves = [t.detach().requires_grad_() for t in (x, weight, bias, residual)]
-        out = function(*leaves)
-        return out, *torch.autograd.grad(out, leaves, grad)
-
-    def gated(function, x, weight, second, grad):
-        leaves = [t.detach().requires_grad_() for t in (x, weight, second)]
+    def run(function, *tensors, grad):
+        leaves = [t.detach().requires_grad_() for t in tensors]
         out = function(*leaves)
         return out, *torch.autograd.grad(out, leaves, grad)
 
     activate = ACTIVATIONS[activation]
-    for layer, ours, stock, tensors in [
+    for ours, stock, tensors in [
         (
-            linear,
             lambda x, w, b, r: mpskernels.linear(x, w, b, activation=activation, residual=r),
             lambda x, w, b, r: activate(F.linear(x, w, b)) + r,
-            (x, weight, bias, residual, grad),
+            (x, weight, bias, residual),
         ),
         (
-            gated,
             lambda x, v, w: mpskernels.gated_linear(x, v, w, activation=activation),
             lambda x, v, w: activate(F.linear(x, v)) * F.linear(x, w),
-            (x, weight, second, grad),
+            (x, weight, second),
         ),
     ]:
-        on_mps = to_mps(tensors)
-        actual, copied = copies(lambda on_mps=on_mps, layer=layer, ours=ours: layer(ours, *on_mps))
+        on_mps, its_grad = to_mps(tensors), to_mps(grad)
+        actual, copied = copies(lambda t=on_mps, g=its_grad, ours=ours: run(ours, *t, grad=g))
         assert not copied
-        for got, want in zip(actual, layer(stock, *(t.double() for t in tensors)), strict=True):
+        for got, want in zip(actual, run(stock, *(t.double() for t in tensors), grad=grad.double()), strict=True):
             assert got.shape == want.shape
             if want.numel():
                 error = (got.cpu().double() - want).abs().max() / want.abs().max().clamp(min=1e-30)

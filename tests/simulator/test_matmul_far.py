@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from cases import direct, random, to_mps
 
 import mpskernels
+from bench.light import NO_THREADGROUP
 from mpskernels import _C, simulator
 
 pytestmark = [
@@ -13,7 +14,6 @@ pytestmark = [
     pytest.mark.skipif(not _C.tensor_units_problem(), reason="M5 chooses other kernels"),
 ]
 
-NO_THREADGROUP = 1 << 62
 ROWS, COLUMNS = 2**17 + 3, 2**14
 
 
