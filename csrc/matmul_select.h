@@ -329,6 +329,11 @@ inline constexpr double matmul_launch_cycles = 4000;  // 2.6 us, published for M
 // Of threadgroup memory, in a cycle: published for M1, and reported of M3 Pro.
 constexpr double matmul_threadgroup_bytes(int family) { return family >= 9 ? 88 : 65; }
 
+// So many threadgroups for each core even out what no estimate knows: cores that begin late, or that other work shares.
+// Fewer, and those that leave matrix units unused, are taken to last so much longer.
+inline constexpr int64_t matmul_enough_groups = 4;
+inline constexpr double matmul_idle_units = 1.03;
+
 // Splits of k have at least so many steps of it.
 inline constexpr int64_t matmul_min_split_k = 128;
 inline constexpr int64_t matmul_max_splits = 64;
@@ -454,8 +459,11 @@ constexpr double matmul_time(const matmul_problem& problem, const matmul_plan& p
   const double split_columns = split_tiles_n == 0 ? 0.0 : n - double(plan.whole_tiles_n * kernel.bn);
   const double sums = double(plan.splits) * products * batch * m * split_columns * 4 / bandwidth;
   const double traffic = moved + sums;
-  return std::max(time, traffic) + matmul_apart * std::min(time, traffic) +
-         (parts == 0 ? 0.0 : std::max(matmul_launch_cycles, sums));
+  const double summed = sums + batch * m * split_columns * double(problem.bytes) / bandwidth;
+  const double second_launch = parts == 0 ? 0.0 : std::max(matmul_launch_cycles, summed);
+  const bool idle = wholes + parts < matmul_enough_groups * problem.cores || (problem.tensors && !is_tensor(kernel));
+  return (std::max(time, traffic) + matmul_apart * std::min(time, traffic) + second_launch) *
+         (idle ? matmul_idle_units : 1.0);
 }
 
 constexpr matmul_plan whole_plan(const matmul_choice& choice, const matmul_problem& problem) {
@@ -489,7 +497,7 @@ constexpr matmul_plan matmul_plan_of(const matmul_choice& choice, const matmul_p
   // Whole tiles for some turns of all cores, and so many parts of the others that they make up further turns.
   const auto consider = [&](int64_t whole_tiles_n) {
     const int64_t rest = (best.tiles_n - whole_tiles_n) * best.tiles_m * problem.batch;
-    for (const int64_t turns : {1, 2, 3, 5}) {
+    for (const int64_t turns : {1, 2, 3, 4, 5, 6, 8}) {
       matmul_plan plan = split_plan(whole_plan(choice, problem), problem, whole_tiles_n, turns * cores / rest);
       if (plan.splits == 1) continue;
       plan.time = matmul_time(problem, plan);

@@ -358,9 +358,9 @@ FEWEST = ("tile_{}_bm16_bn16_bk128_wm1_wn1_wk8", "tile_{}_bm16_bn16_bk256_wm1_wn
 LARGE = ("tile_{}_bm64_bn64_bk16_wm2_wn2_wk1", "tile_{}_bm64_bn64_bk16_wm1_wn2_wk1")
 TALL = ("tile_{}_bm40_bn64_bk16_wm1_wn2_wk1", "tile_{}_bm40_bn64_bk32_wm1_wn2_wk1")
 FLAT = "tile_{}_bm32_bn64_bk16_wm1_wn2_wk1"
-DEEPER = (LARGE[0], "tile_{}_bm32_bn64_bk32_wm1_wn2_wk1")
 SHARED = ("tile_{}_bm40_bn64_bk32_wm1_wn2_wk4", "tile_{}_bm40_bn64_bk64_wm1_wn2_wk4")
 SMALL = "tile_{}_bm32_bn32_bk16_wm1_wn2_wk1"
+DEEPER = (SMALL, "tile_{}_bm32_bn64_bk32_wm1_wn2_wk1")
 SMALL_SHARED = "tile_{}_bm32_bn32_bk64_wm1_wn1_wk4"
 BASE = (SMALL, "tile_{}_bm64_bn32_bk32_wm2_wn2_wk1")
 CHOICES = [
@@ -388,7 +388,7 @@ CHOICES = [
     ((96, 160, 64, 1, True), SMALL_SHARED),
     ((17, 96, 8, 1, False), FEW),
     ((17, 33, 8, 1, True), (FEW[0], FEWEST[1])),
-    ((49, 322, 1024, 1, True), SMALL_SHARED),  # k of some columns split
+    ((54, 482, 768, 1, True), SMALL_SHARED),  # k of some columns split
     ((9, 33, 4096, 1, False), WIDE),  # of all
 ]
 

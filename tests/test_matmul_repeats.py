@@ -51,7 +51,7 @@ def of_gated(m, n, k):
 CALLS = {
     **{str(sizes): matmul(sizes) for sizes, _ in CHOICES},
     "linear": call(mpskernels.linear, *of_product(70, 90, 40), activation="gelu"),
-    "linear_split_in_part": call(mpskernels.linear, *of_product(49, 322, 1024), activation="gelu"),
+    "linear_split_in_part": call(mpskernels.linear, *of_product(54, 482, 768), activation="gelu"),
     "linear_split": call(mpskernels.linear, *of_product(17, 33, 8192), activation="gelu"),
     "linear_skinny_k_split": call(mpskernels.linear, *of_product(2, 9, 1024), activation="gelu"),
     "matmul_skinny_n_split": call(mpskernels.matmul, (2, 1024), (1024, 40)),

@@ -1,7 +1,11 @@
 """Counts of matrix products: what must be multiplied and moved, and next to nothing else."""
 
+import json
 import math
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -112,20 +116,42 @@ def test_rows_are_taken_together_although_no_stride_describes_them(dtype):
         assert dispatch.matrix_operations <= 2 * t * rows * n * k // 512  # k of 256, twice, rather than of 2
 
 
-@pytest.mark.parametrize("dtype", light.DTYPES)
-def test_grids_keep_every_core_busy_whenever_the_sizes_allow_it(dtype):
-    """Four threadgroups for each of 10, on the sizes of real models but for two in float32, which have 38. The smallest
-    tiles are 16x16, with eight simdgroups each."""
-    cores = find().gpu_cores
-    fewer = []
+def sizes_of_few_threadgroups(dtype, cores):
+    """Of those of real models: where there are fewer than four for each core, although tiles of 16x16, gated ones of
+    16x32, would give as many. They have eight simdgroups."""
+    few = set()
     for job in light.products(dtype):
         dispatch = light.launched(job)[0]
-        allowed = math.ceil(job.m / 16) * math.ceil(job.n / 16)
+        allowed = math.ceil(job.m / 16) * math.ceil(job.n / (32 if job.op == "gated_linear" else 16))
         launched = dispatch.groups * dispatch.simdgroups_per_threadgroup
         assert launched >= min(allowed * 8, BUSY_SIMDGROUPS * cores), job
         if dispatch.groups < min(allowed, 4 * cores):
-            fewer.append(dispatch.groups)
-    assert fewer == ([38, 38] if dtype == "f32" else [])
+            few.add((job.m, job.n, job.k))
+    return few
+
+
+@pytest.mark.parametrize("dtype", light.DTYPES)
+def test_grids_keep_every_core_busy_whenever_the_sizes_allow_it(dtype):
+    assert not sizes_of_few_threadgroups(dtype, find().gpu_cores)
+
+
+@pytest.mark.parametrize(
+    ("chip", "few"),
+    [
+        ("m2pro", set()),
+        ("m4max", {(154, 1280, 2048), (197, 1024, 1024), (197, 1024, 4096)}),
+        ("m3ultra", {(197, 1024, 1024)}),
+    ],
+)
+def test_grids_keep_more_cores_busy_unless_that_takes_longer(chip, few):
+    """By more than matmul_idle_units, of the estimate. In a process of its own, as a process simulates one chip."""
+    cores = find(chip).gpu_cores
+    code = f"import json, test_profile_matmul as t; print(json.dumps([*t.sizes_of_few_threadgroups('f16', {cores})]))"
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests/simulator")])
+    environment = os.environ | {"PYTHONPATH": path, "MPSK_SIMULATE": chip}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert {tuple(sizes) for sizes in json.loads(done.stdout)} == few
 
 
 def test_shares_of_the_depth_are_added_up_without_another_launch():
