@@ -4,6 +4,7 @@
 #import <Metal/Metal.h>
 #include <torch/mps.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -263,6 +264,17 @@ const std::vector<std::pair<const char*, Case>> cases = {
        const NSUInteger held = [device currentAllocatedSize] - before;
        [buffer release];
        return std::to_string(held) + " " + std::to_string([device currentAllocatedSize] - before);
+     }},
+    {"large_buffers_are_zeros_on_a_page",
+     [] {
+       const NSUInteger before = [device currentAllocatedSize], length = (NSUInteger{1} << 24) + 1;
+       id<MTLBuffer> buffer = [device newBufferWithLength:length options:0];
+       const auto* memory = static_cast<const char*>([buffer contents]);
+       const auto written = std::count_if(memory, memory + length, [](char byte) { return byte != 0; });
+       const auto beyond_page = reinterpret_cast<uintptr_t>(memory) % 16384;
+       [buffer release];
+       return std::to_string(written) + " " + std::to_string(beyond_page) + " " +
+              std::to_string([device currentAllocatedSize] - before);
      }},
     {"threadgroup_memory",
      [] {

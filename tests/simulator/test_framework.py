@@ -83,6 +83,7 @@ WORKS = {
     "private_memory_is_the_devices_alone": "4 8 12 16 nothing to see",
     "no_copy_uses_the_memory_given": "18 freed 0 1",
     "memory_is_given_back": "32768 0",
+    "large_buffers_are_zeros_on_a_page": "0 0 0",
     "threadgroup_memory": "3 2 1 0 ",
     "disabled_argument_needs_no_buffer": "1 1 1 1 ",
     "constant_by_name": "2 3 4 5 ",

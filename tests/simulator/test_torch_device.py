@@ -4,9 +4,11 @@ import copy
 import io
 import os
 import pickle
+import resource
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -162,11 +164,23 @@ def test_resizing_keeps_the_front():
     assert torch.empty(2, device="mps").set_().numel() == 0
 
 
-def test_unwritten_memory_is_never_an_earlier_result():
+@pytest.mark.parametrize("count", [1000, (3 << 20) + 1], ids=["small", "mapped"])
+def test_unwritten_memory_is_never_an_earlier_result(count):
     for _ in range(3):
-        x = torch.empty(1000, device="mps")
+        x = torch.empty(count, device="mps")
         assert x.isnan().all()
         x.fill_(1)
+        assert (x == 1).all()
+
+
+def test_memory_that_nobody_touches_is_none_of_the_hosts():
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    before = resident()
+    x = torch.empty(1 << 28, device="mps")
+    assert resident() - before < 1 << 26
+    assert x[-1].isnan()
 
 
 # Operators ----------------------------------------------------------------------------------------

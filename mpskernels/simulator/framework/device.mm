@@ -1,4 +1,5 @@
 // MTLDevice and MTLBuffer.
+#include <sys/mman.h>
 #include <unistd.h>
 #include <algorithm>
 #include <atomic>
@@ -18,6 +19,9 @@ namespace {
 
 constexpr size_t page = 16384;  // of Apple's processors: buffers begin on one
 constexpr size_t poison_limit = size_t{1} << 28;
+// Buffers of so many bytes or more are mapped, so that pages cost nothing until they are touched: runs of a few
+// threadgroups of a large product touch little of it.
+constexpr size_t mapped_length = size_t{1} << 22;
 
 std::atomic<size_t> allocated{0};
 Compile compiler = nullptr;
@@ -42,6 +46,31 @@ size_t available_memory() {
     meminfo.ignore(256, '\n');
   }
   return 0;
+}
+
+// Zeros that begin on a page; null where no memory is left.
+std::byte* map_zeros(size_t bytes) {
+  void* const memory = mmap(nullptr, bytes + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) return nullptr;
+  const size_t before = (page - reinterpret_cast<uintptr_t>(memory) % page) % page;
+  std::byte* const begin = static_cast<std::byte*>(memory) + before;
+  if (before > 0) munmap(memory, before);
+  munmap(begin + bytes, page - before);
+  return begin;
+}
+
+// A file of mapped_length ones, to be mapped where pages are to hold those; -1 where the host has no such files.
+int file_of_ones() {
+  static const int opened = [] {
+    const int file = memfd_create("mpskernels_ones", MFD_CLOEXEC);
+    if (file < 0 || ftruncate(file, mapped_length) != 0) return -1;
+    void* const memory = mmap(nullptr, mapped_length, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    if (memory == MAP_FAILED) return -1;
+    std::memset(memory, 0xff, mapped_length);
+    munmap(memory, mapped_length);
+    return file;
+  }();
+  return opened;
 }
 
 }  // namespace
@@ -273,9 +302,10 @@ extern "C" id<MTLDevice> MTLCreateSystemDefaultDevice(void) { return [[MPSKDevic
     }
   }
   if ((self = [super init]) == nil) return nil;
-  _contents = static_cast<std::byte*>(std::aligned_alloc(page, rounded));
+  _mapped = rounded >= mapped_length;
+  _contents = _mapped ? map_zeros(rounded) : static_cast<std::byte*>(std::aligned_alloc(page, rounded));
   if (_contents == nullptr) invalid("newBufferWithLength: out of memory: " + std::to_string(length) + " bytes wanted");
-  std::memset(_contents, 0, length);
+  if (!_mapped) std::memset(_contents, 0, length);
   _length = length;
   _options = options;
   _owned = YES;
@@ -301,10 +331,23 @@ extern "C" id<MTLDevice> MTLCreateSystemDefaultDevice(void) { return [[MPSKDevic
   return self;
 }
 
+- (void)fillWithOnes {
+  const int ones = _mapped ? file_of_ones() : -1;
+  for (size_t at = 0; at < _length; at += mapped_length) {
+    const size_t bytes = std::min(_length - at, mapped_length);
+    void* const memory = _contents + at;
+    if (ones < 0 || mmap(memory, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, ones, 0) != memory) {
+      std::memset(memory, 0xff, bytes);
+    }
+  }
+}
+
 - (void)dealloc {
+  const size_t rounded = (_length + page - 1) / page * page;
   if (_owned) {
-    std::free(_contents);
-    allocated -= (_length + page - 1) / page * page;
+    if (_mapped) munmap(_contents, rounded);
+    if (!_mapped) std::free(_contents);
+    allocated -= rounded;
   } else if (_deallocator != nullptr) {
     _deallocator(_contents, _length);
     Block_release(_deallocator);

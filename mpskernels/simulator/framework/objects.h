@@ -100,9 +100,10 @@ void refuse_in_bad_fork();
   NSUInteger _length;
   MTLResourceOptions _options;
   void (^_deallocator)(void* pointer, NSUInteger length);  // of memory that came from outside
-  BOOL _owned;
+  BOOL _owned, _mapped;
 }
 - (id)initWithLength:(NSUInteger)length options:(MTLResourceOptions)options;
+- (void)fillWithOnes;
 - (id)initWithBytesNoCopy:(void*)pointer
                    length:(NSUInteger)length
                   options:(MTLResourceOptions)options

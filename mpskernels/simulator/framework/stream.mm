@@ -195,7 +195,10 @@ bool is_apple_family_or_newer(AppleGPUFamily family) {
 namespace mpsk {
 
 void* new_buffer(size_t bytes) {
-  return [[MPSKDevice shared] newBufferWithLength:bytes options:MTLResourceStorageModeShared];
+  auto* buffer = static_cast<MPSKBuffer*>([[MPSKDevice shared] newBufferWithLength:bytes
+                                                                           options:MTLResourceStorageModeShared]);
+  [buffer fillWithOnes];
+  return buffer;
 }
 
 void release_buffer(void* buffer) { [static_cast<id>(buffer) release]; }

@@ -54,8 +54,6 @@ class Allocator final : public c10::DeviceAllocator {
     } catch (const std::runtime_error& error) {
       TORCH_CHECK_WITH(OutOfMemoryError, false, "mps: ", error.what());
     }
-    // A kernel that leaves elements unwritten must not find an earlier result there: all ones is a NaN in each float.
-    std::memset(buffer_contents(buffer), 0xff, bytes);
     device::memory_allocated(static_cast<const std::byte*>(buffer_contents(buffer)), bytes);
     const size_t now = tensors_ += length(bytes);
     size_t peak = peak_;

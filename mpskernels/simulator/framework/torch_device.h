@@ -7,7 +7,8 @@
 
 namespace mpsk {
 
-// An MTLBuffer, as the pointer that a tensor's storage holds.
+// An MTLBuffer, as the pointer that a tensor's storage holds. A kernel that leaves elements unwritten must not find an
+// earlier result there: all bits are ones, a NaN in each float.
 void* new_buffer(size_t bytes);
 void release_buffer(void* buffer);
 void* buffer_contents(void* buffer);
