@@ -12,7 +12,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.mpskernels-requirements
-PYTEST := $(PY) -m pytest -q
+PYTEST := $(PY) -m pytest -q --dist worksteal
 # The tests of the kernels: those of every family that metal/ has.
 FAMILIES = $(patsubst metal/%_variants.h,%,$(wildcard metal/*_variants.h))
 KERNEL_TESTS = $(foreach family,$(FAMILIES),$(wildcard tests/test_$(family)*.py))

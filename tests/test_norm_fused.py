@@ -235,6 +235,7 @@ def test_norms_at_many_long_rows(case, shape, dtype):
     check_backward(case, tensors, grads)
 
 
+@pytest.mark.slow
 def test_forward_and_backward_take_more_threadgroups_than_one_grid_dimension():
     tensors, grads = inputs("layer_norm", (65536 * 8 + 9, 2), torch.float32), [random(65536 * 8 + 9, 2, seed=4)]
     check_forward("layer_norm", tensors)

@@ -214,6 +214,7 @@ def test_softmax_is_one_launch_and_deterministic():
         assert torch.equal(first.cpu(), mpskernels.softmax(x).cpu())
 
 
+@pytest.mark.slow
 def test_softmax_takes_many_rows():
     x = random(65537 * 8 + 3, 2)
     torch.testing.assert_close(mpskernels.softmax(to_mps(x)).cpu(), torch.softmax(x, -1), atol=1e-6, rtol=1e-6)

@@ -41,9 +41,9 @@ def grown(dispatch: Dispatch, groups: int, *, read: int, written: int) -> Dispat
     return replace(dispatch, threadgroups=(groups, 1, 1), work=work, **counts)
 
 
-def _one(run: Callable[[], object]) -> Dispatch:
+def _one(run: Callable[[], object], only: int | None = None) -> Dispatch:
     """What `run` dispatches, which must be one kernel."""
-    with profile() as p:
+    with profile(only=only) as p:
         run()
     [dispatch] = p.dispatches
     return dispatch
@@ -55,14 +55,14 @@ def _random(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 
 @functools.cache
 def gemm(dtype: torch.dtype, m: int = 4096, n: int = 4096, k: int = 4096) -> Dispatch:
-    """The product of an m x k and a k x n matrix, from so much of it that the same kernel is chosen."""
+    """The product of an m x k and a k x n matrix, whose tiles are all full, from its first threadgroup."""
     import mpskernels
 
-    rows, columns = 640, min(n, 2048)  # whose tiles come out even on 10 cores
-    a, b = _random(rows, k, dtype=dtype), _random(k, columns, dtype=dtype)
+    a, b = (torch.empty(shape, dtype=dtype, device="mps") for shape in ((m, k), (k, n)))
+    whole = _one(lambda: mpskernels.matmul(a, b), only=0)
+    first = replace(whole, threadgroups=(1, 1, 1), work=((1, sum(groups * each for groups, each in whole.work)),))
     read, written = (m + n) * k * dtype.itemsize, m * n * dtype.itemsize
-    part = _one(lambda: mpskernels.matmul(a, b))
-    return grown(part, part.groups * m * n // (rows * columns), read=read, written=written)
+    return grown(first, whole.groups, read=read, written=written)
 
 
 @functools.cache

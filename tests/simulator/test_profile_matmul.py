@@ -138,7 +138,6 @@ def test_grids_keep_every_core_busy_whenever_the_sizes_allow_it(dtype):
 @pytest.mark.parametrize(
     ("chip", "few"),
     [
-        ("m2pro", set()),
         ("m4max", {(154, 1280, 2048), (197, 1024, 1024), (197, 1024, 4096)}),
         ("m3ultra", {(197, 1024, 1024)}),
     ],
