@@ -1,4 +1,4 @@
-"""Outputs past 2^31 elements, of which the last threadgroup alone runs; with their inputs up to 5.6 GB were touched."""
+"""Outputs past 2^31 elements, of which the last threadgroup alone runs. Up to 5.6 GB of memory are touched."""
 
 import pytest
 import torch
