@@ -43,6 +43,8 @@ struct matmul_problem {
 enum class matmul_layout { any, b_along_k, b_along_n };
 
 inline constexpr int64_t matmul_any = std::numeric_limits<int64_t>::max();
+// So many threadgroups for each core even out what no estimate knows: cores that begin late, or that other work shares.
+inline constexpr int64_t matmul_enough_groups = 4;
 
 // A row of the table. It fits where all of its conditions hold.
 struct matmul_choice {
@@ -123,12 +125,12 @@ inline constexpr matmul_choice matmul_choices[] = {
      .evidence = "unmeasured: b is read once, in lines of 128 bytes"},
     {.bytes = 4,
      .max_m = 16,
-     .min_groups = 4,
+     .min_groups = matmul_enough_groups,
      .use = {matmul_kernel::tile, 16, 32, 64, 1, 2, 4},
      .evidence = "unmeasured: b is read once, by as many simdgroups as a second launch would give"},
     {.bytes = 2,
      .max_m = 16,
-     .min_groups = 4,
+     .min_groups = matmul_enough_groups,
      .use = {matmul_kernel::tile, 16, 32, 128, 1, 2, 4},
      .evidence = "unmeasured: b is read once, by as many simdgroups as a second launch would give"},
     {.bytes = 4,
@@ -329,9 +331,7 @@ inline constexpr double matmul_launch_cycles = 4000;  // 2.6 us, published for M
 // Of threadgroup memory, in a cycle: published for M1, and reported of M3 Pro.
 constexpr double matmul_threadgroup_bytes(int family) { return family >= 9 ? 88 : 65; }
 
-// So many threadgroups for each core even out what no estimate knows: cores that begin late, or that other work shares.
-// Fewer, and those that leave matrix units unused, are taken to last so much longer.
-inline constexpr int64_t matmul_enough_groups = 4;
+// Fewer than matmul_enough_groups, and what leaves matrix units unused, are taken to last so much longer.
 inline constexpr double matmul_idle_units = 1.03;
 
 // Splits of k have at least so many steps of it.

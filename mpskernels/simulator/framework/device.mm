@@ -48,6 +48,10 @@ size_t available_memory() {
   return 0;
 }
 
+size_t whole_pages(size_t length) { return (length + page - 1) / page * page; }
+
+bool is_mapped(size_t length) { return length >= mapped_length; }
+
 // Zeros that begin on a page; null where no memory is left.
 std::byte* map_zeros(size_t bytes) {
   void* const memory = mmap(nullptr, bytes + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -292,7 +296,7 @@ extern "C" id<MTLDevice> MTLCreateSystemDefaultDevice(void) { return [[MPSKDevic
     invalid("newBufferWithLength: " + std::to_string(length) + " bytes exceed maxBufferLength, " +
             std::to_string(limit) + " bytes on the simulated " + chip().name);
   }
-  const size_t rounded = (length + page - 1) / page * page;
+  const size_t rounded = whole_pages(length);
   // A host that overcommits would end the process at the first write instead.
   if (length > poison_limit) {
     const size_t available = available_memory();
@@ -302,10 +306,10 @@ extern "C" id<MTLDevice> MTLCreateSystemDefaultDevice(void) { return [[MPSKDevic
     }
   }
   if ((self = [super init]) == nil) return nil;
-  _mapped = rounded >= mapped_length;
-  _contents = _mapped ? map_zeros(rounded) : static_cast<std::byte*>(std::aligned_alloc(page, rounded));
+  const bool mapped = is_mapped(length);
+  _contents = mapped ? map_zeros(rounded) : static_cast<std::byte*>(std::aligned_alloc(page, rounded));
   if (_contents == nullptr) invalid("newBufferWithLength: out of memory: " + std::to_string(length) + " bytes wanted");
-  if (!_mapped) std::memset(_contents, 0, length);
+  if (!mapped) std::memset(_contents, 0, length);
   _length = length;
   _options = options;
   _owned = YES;
@@ -332,7 +336,7 @@ extern "C" id<MTLDevice> MTLCreateSystemDefaultDevice(void) { return [[MPSKDevic
 }
 
 - (void)fillWithOnes {
-  const int ones = _mapped ? file_of_ones() : -1;
+  const int ones = is_mapped(_length) ? file_of_ones() : -1;
   for (size_t at = 0; at < _length; at += mapped_length) {
     const size_t bytes = std::min(_length - at, mapped_length);
     void* const memory = _contents + at;
@@ -343,10 +347,13 @@ extern "C" id<MTLDevice> MTLCreateSystemDefaultDevice(void) { return [[MPSKDevic
 }
 
 - (void)dealloc {
-  const size_t rounded = (_length + page - 1) / page * page;
   if (_owned) {
-    if (_mapped) munmap(_contents, rounded);
-    if (!_mapped) std::free(_contents);
+    const size_t rounded = whole_pages(_length);
+    if (is_mapped(_length)) {
+      munmap(_contents, rounded);
+    } else {
+      std::free(_contents);
+    }
     allocated -= rounded;
   } else if (_deallocator != nullptr) {
     _deallocator(_contents, _length);

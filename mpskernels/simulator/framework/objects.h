@@ -100,7 +100,7 @@ void refuse_in_bad_fork();
   NSUInteger _length;
   MTLResourceOptions _options;
   void (^_deallocator)(void* pointer, NSUInteger length);  // of memory that came from outside
-  BOOL _owned, _mapped;
+  BOOL _owned;
 }
 - (id)initWithLength:(NSUInteger)length options:(MTLResourceOptions)options;
 - (void)fillWithOnes;
